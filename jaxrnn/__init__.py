@@ -1,0 +1,59 @@
+"""jaxrnn: the vanilla recurrent network in functional JAX."""
+
+from jaxrnn import initializers
+from jaxrnn._types import Activation, Array, Initializer, Key, Params, State
+from jaxrnn.cell import RNNParams, init_rnn, step
+from jaxrnn.compose import bidirectional, chunked, residual, stack
+from jaxrnn.layer import Layer, scanned, vanilla_rnn
+from jaxrnn.pointwise import DenseParams, DropoutState, dense, dropout, embedding
+from jaxrnn.recurrence import unroll, unroll_plain
+from jaxrnn.sequences import (
+    PackedSequences,
+    mask_from_lengths,
+    masked_mean,
+    pack_sequences,
+    pad_sequences,
+    sliding_windows,
+    unpack_sequences,
+)
+from jaxrnn.training import TrainState, fit, init_train_state, make_train_step
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Activation",
+    "Array",
+    "DenseParams",
+    "DropoutState",
+    "Initializer",
+    "Key",
+    "Layer",
+    "PackedSequences",
+    "Params",
+    "RNNParams",
+    "State",
+    "TrainState",
+    "bidirectional",
+    "chunked",
+    "dense",
+    "dropout",
+    "embedding",
+    "fit",
+    "init_rnn",
+    "init_train_state",
+    "initializers",
+    "make_train_step",
+    "mask_from_lengths",
+    "masked_mean",
+    "pack_sequences",
+    "pad_sequences",
+    "residual",
+    "scanned",
+    "sliding_windows",
+    "stack",
+    "step",
+    "unpack_sequences",
+    "unroll",
+    "unroll_plain",
+    "vanilla_rnn",
+]

@@ -1,0 +1,146 @@
+"""Bad input is refused here, before anything is compiled.
+
+Every message names the argument, what it got and what was expected. A value of the wrong kind is
+a ``TypeError``; a wrong size, shape, dtype or number is a ``ValueError``.
+"""
+
+from __future__ import annotations
+
+import numbers
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrnn._types import Activation, Array, Shape
+
+
+def as_array(name: str, value: Any) -> Array:
+    """Return `value` as an array; lists and other containers are refused."""
+    if isinstance(value, (jax.Array, np.ndarray, np.generic, float, int, bool)):
+        return jnp.asarray(value)
+    raise TypeError(f"{name} is a {type(value).__name__}, expected an array")
+
+
+def check_size(name: str, value: Any, *, at_least: int = 1) -> int:
+    """Return `value` as an int of at least `at_least`."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} is {value!r}, expected an int of at least {at_least}")
+    if value < at_least:
+        raise ValueError(f"{name} is {value}, expected an int of at least {at_least}")
+    return int(value)
+
+
+def check_fraction(name: str, value: Any) -> float:
+    """Return `value` as a float in [0, 1)."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} is {value!r}, expected a number from 0 up to but not including 1")
+    if not 0 <= float(value) < 1:
+        raise ValueError(f"{name} is {value}, expected a number from 0 up to but not including 1")
+    return float(value)
+
+
+def check_floating(name: str, array: Array) -> None:
+    """Refuse an array whose dtype is not a real floating-point one."""
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise ValueError(f"{name} has dtype {array.dtype}, expected a floating-point dtype")
+
+
+def check_numeric(name: str, array: Array) -> None:
+    """Refuse complex, key and other dtypes that no real network reads."""
+    real = (jnp.floating, jnp.integer, jnp.bool_)
+    if not any(jnp.issubdtype(array.dtype, kind) for kind in real):
+        raise ValueError(
+            f"{name} has dtype {array.dtype}, expected a floating-point, integer or bool dtype"
+        )
+
+
+def check_shape(name: str, array: Array, expected: Shape) -> None:
+    """Refuse an array whose shape differs from `expected`."""
+    if array.shape != expected:
+        raise ValueError(f"{name} has shape {array.shape}, expected {expected}")
+
+
+def check_features(name: str, array: Array, size: int, axes: str) -> None:
+    """Refuse an array of too low a rank or whose last axis is not `size`."""
+    least = 2 if axes.startswith("[T") else 1
+    if array.ndim < least:
+        raise ValueError(
+            f"{name} has shape {array.shape}, expected {axes} with at least {least} axes"
+        )
+    if array.shape[-1] != size:
+        raise ValueError(
+            f"{name} has shape {array.shape}, expected {axes} with a last axis of {size}"
+        )
+
+
+def check_marks(name: str, marks: Any, expected: Shape) -> Array | None:
+    """Return a mask or resets as an array: bool, of shape `expected` [T, *B]."""
+    if marks is None:
+        return None
+    marks = as_array(name, marks)
+    if marks.dtype != jnp.bool_:
+        raise ValueError(f"{name} has dtype {marks.dtype}, expected bool")
+    if marks.shape != expected:
+        raise ValueError(f"{name} has shape {marks.shape}, expected [T, *B] = {expected}")
+    return marks
+
+
+def check_activation(activation: Any) -> None:
+    """Refuse an activation that cannot be called or cannot be hashed."""
+    if not callable(activation):
+        raise TypeError(f"activation is {activation!r}, expected an elementwise function")
+    try:
+        hash(activation)
+    except TypeError as error:
+        raise TypeError(
+            f"activation is an unhashable {type(activation).__name__}, expected a hashable "
+            "function (define it with def, once, at module level)"
+        ) from error
+
+
+def check_elementwise(activation: Activation, shape: Shape, dtype: Any) -> None:
+    """Refuse an activation that changes its argument's shape."""
+    out = jax.eval_shape(activation, jax.ShapeDtypeStruct(shape, dtype))
+    got = getattr(out, "shape", None)
+    if got != shape:
+        raise ValueError(
+            f"activation returns shape {got} for an input of shape {shape}, "
+            "expected an elementwise function"
+        )
+
+
+def check_floating_dtype(name: str, dtype: Any) -> np.dtype:
+    """Return `dtype` as a floating-point dtype that this JAX configuration can hold."""
+    try:
+        requested = jnp.dtype(dtype)
+    except TypeError as error:
+        raise TypeError(f"{name} is {dtype!r}, expected a floating-point dtype") from error
+    if not jnp.issubdtype(requested, jnp.floating):
+        raise ValueError(f"{name} is {requested}, expected a floating-point dtype")
+    if jax.dtypes.canonicalize_dtype(requested) != requested:
+        raise ValueError(
+            f"{name} is {requested}, expected a dtype of at most 32 bits, "
+            "or jax.config.update('jax_enable_x64', True) first"
+        )
+    return requested
+
+
+def check_positive(name: str, value: Any) -> float:
+    """Return `value` as a finite float above zero."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} is {value!r}, expected a positive number")
+    if not 0 < float(value) < float("inf"):
+        raise ValueError(f"{name} is {value}, expected a positive number")
+    return float(value)
+
+
+def check_tokens(name: str, tokens: Any, *, with_time: bool = False) -> Array:
+    """Return integer tokens [*B], or [T, *B] `with_time`, as an array."""
+    tokens = as_array(name, tokens)
+    if not jnp.issubdtype(tokens.dtype, jnp.integer):
+        raise ValueError(f"{name} has dtype {tokens.dtype}, expected integer tokens")
+    if with_time and tokens.ndim == 0:
+        raise ValueError(f"{name} has shape (), expected [T, *B] with at least 1 axis")
+    return tokens

@@ -1,0 +1,109 @@
+"""What unrolling any layer needs: where states are replaced, and chunks of time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxrnn._checks import check_size
+from jaxrnn._types import Array
+
+_WHOLE_BYTES = 4 * 2**20
+_CHUNK_BYTES = 3 * 2**19
+# A step this large of units this few is dominated by the loop around it: unroll it.
+_STRAIGHT_BYTES, _STRAIGHT_UNITS, _STRAIGHT_STEPS = 2**16, 64, 8
+
+
+def replacement_marks(resets: Array, mask: Array | None, reverse: bool) -> Array:
+    """The steps [T, *B] before which the state is replaced by the initial state.
+
+    Forward these are the marks on steps that are taken. Backward the state is replaced at the last
+    step of the segment before: the step whose next taken step is marked."""
+    taken = jnp.ones_like(resets) if mask is None else mask
+    marks = resets & taken
+    if not reverse or resets.shape[0] == 0:
+        return marks
+
+    def body(next_marked: Array, step_marks: tuple[Array, Array]) -> tuple[Array, Array]:
+        marked, is_taken = step_marks
+        return jnp.where(is_taken, marked, next_marked), next_marked
+
+    _, next_marked = lax.scan(body, jnp.zeros_like(marks[0]), (marks, taken), reverse=True)
+    return next_marked & taken
+
+
+class Plan(NamedTuple):
+    """How many steps a chunk, and how many of them XLA sees as straight-line code."""
+
+    chunk_size: int
+    inner_unroll: int
+
+
+def plan_chunks(h0: Array, num_steps: int, chunk_size: int | None, remat: bool) -> Plan:
+    """The chunks of an unrolled sequence, as `jaxrnn.unroll` documents them; h0 [*B, H]."""
+    if chunk_size is not None:
+        return Plan(min(check_size("chunk_size", chunk_size), max(num_steps, 1)), 1)
+    whole = max(num_steps, 1)
+    if remat:
+        return Plan(_even_chunk(whole, math.isqrt(whole)), 1)
+    step_bytes = h0.size * h0.dtype.itemsize
+    if jax.default_backend() != "cpu" or step_bytes * num_steps <= _WHOLE_BYTES:
+        return Plan(whole, 1)
+    if step_bytes >= _STRAIGHT_BYTES and h0.shape[-1] <= _STRAIGHT_UNITS:
+        size = _even_chunk(whole, _STRAIGHT_STEPS)
+        return Plan(size, size)
+    return Plan(_even_chunk(whole, max(_CHUNK_BYTES // step_bytes, 1)), 1)
+
+
+def _even_chunk(num_steps: int, target: int) -> int:
+    """The largest divisor of `num_steps` in (target / 2, target], or else `target`: a chunk that
+    divides spares the copy that joins a shorter last one."""
+    for size in range(min(target, num_steps), target // 2, -1):
+        if num_steps % size == 0:
+            return size
+    return max(min(target, num_steps), 1)
+
+
+def scan_chunks(
+    run: Callable[[Any, Any], tuple[Any, Array]],
+    state: Any,
+    pieces: Any,
+    size: int,
+    *,
+    reverse: bool,
+    remat: bool,
+) -> tuple[Any, Array]:
+    """``run(state, chunk) -> (state, ys)`` over chunks of `size` steps, the last one shorter.
+
+    `pieces` is a pytree of arrays [T, ...], cut along T; the outputs are joined again. With `remat`
+    a chunk is recomputed in the backward pass."""
+    num_steps = jax.tree.leaves(pieces)[0].shape[0]
+    alone = jax.checkpoint(run) if remat else run
+    if num_steps <= size:
+        return alone(state, pieces)
+    # Inside a scan nothing can be merged across the checkpoint, so no barrier is needed.
+    body = jax.checkpoint(run, prevent_cse=False) if remat else run
+    count, tail = divmod(num_steps, size)
+    main = jax.tree.map(
+        lambda leaf: leaf[: count * size].reshape(count, size, *leaf.shape[1:]), pieces
+    )
+    rest = jax.tree.map(lambda leaf: leaf[count * size :], pieces)
+
+    def run_main(state: Any) -> tuple[Any, Array]:
+        state, ys = lax.scan(body, state, main, reverse=reverse)
+        return state, ys.reshape(count * size, *ys.shape[2:])
+
+    if not tail:
+        return run_main(state)
+    if reverse:
+        state, rest_ys = alone(state, rest)
+        state, main_ys = run_main(state)
+    else:
+        state, main_ys = run_main(state)
+        state, rest_ys = alone(state, rest)
+    return state, jnp.concatenate([main_ys, rest_ys])

@@ -1,0 +1,151 @@
+"""Training as a pure function: a state, a step, and a loop compiled many steps at a time."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from jaxrnn._checks import check_size
+from jaxrnn._types import Array, Key, Params
+
+Metrics = dict[str, Array]
+LossFn = Callable[[Params, Any, Key], tuple[Array, Metrics]]
+TrainStep = Callable[["TrainState", Any], tuple["TrainState", Metrics]]
+MakeBatch = Callable[[Key, Array], Any]
+
+
+class TrainState(NamedTuple):
+    """All that the next training step depends on.
+
+    step: int32 scalar, the number of steps taken. params: the caller's pytree.
+    opt_state: optax's. key: the run's random key; it never changes, and each step folds its number
+    into it, so that a run resumed from a saved state repeats what it would have done.
+    """
+
+    step: Array
+    params: Params
+    opt_state: optax.OptState
+    key: Key
+
+
+def init_train_state(
+    params: Params, optimizer: optax.GradientTransformation, key: Key
+) -> TrainState:
+    """The state before the first step.
+
+    Raises:
+      TypeError: `optimizer` is not an optax transformation.
+    """
+    _check_optimizer(optimizer)
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), key)
+
+
+def make_train_step(loss_fn: LossFn, optimizer: optax.GradientTransformation) -> TrainStep:
+    """A pure training step ``(state, batch) -> (state, metrics)``.
+
+    Args:
+      loss_fn: ``(params, batch, key) -> (loss, metrics)`` with a scalar loss and a dict of metrics.
+      optimizer: any optax transformation; clipping and schedules are part of it.
+
+    Returns:
+      The step. Its metrics are those of `loss_fn` and ``loss`` and ``grad_norm``, the global norm
+      of the gradient before the optimizer.
+    """
+    _check_optimizer(optimizer)
+    if not callable(loss_fn):
+        raise TypeError(f"loss_fn is {loss_fn!r}, expected a function of (params, batch, key)")
+    value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+
+    def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        key_loss = _step_keys(state)[1]
+        (loss, metrics), grads = value_and_grad(state.params, batch, key_loss)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {**metrics, "loss": loss, "grad_norm": optax.tree.norm(grads)}
+        return TrainState(state.step + 1, params, opt_state, state.key), metrics
+
+    return train_step
+
+
+def fit(
+    train_step: TrainStep,
+    state: TrainState,
+    make_batch: MakeBatch,
+    num_steps: int,
+    *,
+    steps_per_call: int = 100,
+    callback: Callable[[TrainState, Metrics], None] | None = None,
+) -> tuple[TrainState, Metrics]:
+    """Take `num_steps` training steps, many in one compiled call.
+
+    Args:
+      train_step: as `make_train_step` makes it. Two calls of `fit` with the same `train_step` and
+        `make_batch` compile once.
+      state: where to start; running 100 steps and then 100 from the state they return is running
+        200.
+      make_batch: a pure function ``(key, step) -> batch``, traced into the compiled call. The data
+        follow from the run's key and the step alone.
+      num_steps: steps to take. steps_per_call: steps in one compiled call; the last may be shorter.
+      callback: called between compiled calls with the state and the metrics [steps] of the steps
+        just taken, as NumPy arrays: for progress, saving, or stopping by raising.
+
+    Returns:
+      (state, history), the metrics of every step stacked to [num_steps].
+
+    Under ``jit`` or ``vmap`` (say over keys and learning rates) all steps are one loop and there is
+    no callback.
+    """
+    num_steps = check_size("num_steps", num_steps, at_least=0)
+    steps_per_call = check_size("steps_per_call", steps_per_call)
+    if not isinstance(state, TrainState):
+        raise TypeError(f"state is a {type(state).__name__}, expected a TrainState")
+    if _is_traced(state):
+        steps_per_call = max(num_steps, 1)
+    history: list[Metrics] = []
+    for start in range(0, max(num_steps, 1), steps_per_call):  # no steps: one empty call
+        size = min(steps_per_call, num_steps - start)
+        state, metrics = _take_steps(train_step, make_batch, size, state)
+        if not _is_traced((state, metrics)):
+            metrics = jax.tree.map(np.asarray, metrics)
+        elif callback is not None:
+            raise ValueError("callback is given under a JAX transformation, expected None")
+        history.append(metrics)
+        if callback is not None:
+            callback(state, metrics)
+    concatenate: Any = jnp.concatenate if _is_traced(history) else np.concatenate
+    return state, jax.tree.map(lambda *parts: concatenate(parts), *history)
+
+
+def _step_keys(state: TrainState) -> tuple[Key, Key]:
+    """The keys of this step: one for the data, one for the loss."""
+    first, second = jax.random.split(jax.random.fold_in(state.key, state.step))
+    return first, second
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _take_steps(
+    train_step: TrainStep, make_batch: MakeBatch, num_steps: int, state: TrainState
+) -> tuple[TrainState, Metrics]:
+    def body(state: TrainState, _: None) -> tuple[TrainState, Metrics]:
+        key_data = _step_keys(state)[0]
+        return train_step(state, make_batch(key_data, state.step))
+
+    return lax.scan(body, state, length=num_steps)
+
+
+def _is_traced(tree: Any) -> bool:
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+
+
+def _check_optimizer(optimizer: Any) -> None:
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise TypeError(
+            f"optimizer is a {type(optimizer).__name__}, expected an optax.GradientTransformation"
+        )
