@@ -18,6 +18,8 @@ from jaxrnn._types import Activation, Array, Shape
 
 def as_array(name: str, value: Any) -> Array:
     """Return `value` as an array; lists and other containers are refused."""
+    if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "OSUMm":
+        raise TypeError(f"{name} has dtype {value.dtype}, expected an array of numbers")
     if isinstance(value, (jax.Array, np.ndarray, np.generic, float, int, bool)):
         return jnp.asarray(value)
     raise TypeError(f"{name} is a {type(value).__name__}, expected an array")
@@ -56,6 +58,12 @@ def check_numeric(name: str, array: Array) -> None:
         )
 
 
+def check_bool(name: str, array: Array) -> None:
+    """Refuse an array that is not bool."""
+    if array.dtype != jnp.bool_:
+        raise ValueError(f"{name} has dtype {array.dtype}, expected bool")
+
+
 def check_shape(name: str, array: Array, expected: Shape) -> None:
     """Refuse an array whose shape differs from `expected`."""
     if array.shape != expected:
@@ -80,8 +88,7 @@ def check_marks(name: str, marks: Any, expected: Shape) -> Array | None:
     if marks is None:
         return None
     marks = as_array(name, marks)
-    if marks.dtype != jnp.bool_:
-        raise ValueError(f"{name} has dtype {marks.dtype}, expected bool")
+    check_bool(name, marks)
     if marks.shape != expected:
         raise ValueError(f"{name} has shape {marks.shape}, expected [T, *B] = {expected}")
     return marks
@@ -100,8 +107,14 @@ def check_activation(activation: Any) -> None:
         ) from error
 
 
+def check_function(name: str, value: Any) -> None:
+    """Refuse what cannot be called."""
+    if not callable(value):
+        raise TypeError(f"{name} is {value!r:.60}, expected a function")
+
+
 def check_elementwise(activation: Activation, shape: Shape, dtype: Any) -> None:
-    """Refuse an activation that changes its argument's shape."""
+    """Refuse an activation that changes its argument's shape, or returns no real numbers."""
     out = jax.eval_shape(activation, jax.ShapeDtypeStruct(shape, dtype))
     got = getattr(out, "shape", None)
     if got != shape:
@@ -109,10 +122,14 @@ def check_elementwise(activation: Activation, shape: Shape, dtype: Any) -> None:
             f"activation returns shape {got} for an input of shape {shape}, "
             "expected an elementwise function"
         )
+    if not jnp.issubdtype(out.dtype, jnp.floating):
+        raise ValueError(f"activation returns dtype {out.dtype}, expected a floating-point dtype")
 
 
 def check_floating_dtype(name: str, dtype: Any) -> np.dtype:
     """Return `dtype` as a floating-point dtype that this JAX configuration can hold."""
+    if dtype is None:  # which NumPy reads as float64
+        raise TypeError(f"{name} is None, expected a floating-point dtype")
     try:
         requested = jnp.dtype(dtype)
     except TypeError as error:
@@ -144,3 +161,25 @@ def check_tokens(name: str, tokens: Any, *, with_time: bool = False) -> Array:
     if with_time and tokens.ndim == 0:
         raise ValueError(f"{name} has shape (), expected [T, *B] with at least 1 axis")
     return tokens
+
+
+def check_key(name: str, key: Any) -> None:
+    """Refuse what is not one random key, typed or raw."""
+    expected = "expected one random key, as jax.random.key makes it"
+    if not isinstance(key, (jax.Array, np.ndarray)):
+        raise TypeError(f"{name} is {key!r}, {expected}")
+    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 0
+    if not typed and (key.dtype != jnp.uint32 or key.ndim != 1):
+        raise ValueError(f"{name} has dtype {key.dtype} and shape {key.shape}, {expected}")
+
+
+def check_empty(name: str, value: Any) -> None:
+    """Refuse parameters or a state for a layer that has none."""
+    if value is not None and not (isinstance(value, tuple) and not value):
+        raise TypeError(f"{name} is a {type(value).__name__}, expected ()")
+
+
+def check_batch_shape(batch_shape: Any) -> None:
+    """Refuse batch axes that are not a tuple or list."""
+    if not isinstance(batch_shape, (tuple, list)):
+        raise TypeError(f"batch_shape is {batch_shape!r}, expected a tuple of sizes")

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxrnn._checks import as_array, check_size
+from jaxrnn._checks import as_array, check_key, check_shape, check_size
 from jaxrnn._scanning import replacement_marks, scan_chunks
 from jaxrnn._types import Array, Key, Params, Shape, State
 from jaxrnn.layer import Layer, select
@@ -36,6 +36,7 @@ def stack(*layers: Layer) -> Layer:
             )
 
     def init(key: Key) -> Params:
+        check_key("key", key)
         keys = jax.random.split(key, len(layers))
         return tuple(layer.init(k) for layer, k in zip(layers, keys, strict=True))
 
@@ -91,6 +92,7 @@ def bidirectional(forward: Layer, backward: Layer) -> Layer:
         )
 
     def init(key: Key) -> Params:
+        check_key("key", key)
         key_forward, key_backward = jax.random.split(key)
         return forward.init(key_forward), backward.init(key_backward)
 
@@ -145,7 +147,9 @@ def residual(layer: Layer) -> Layer:
 
     def step(params: Params, state: State, x: Array) -> tuple[State, Array]:
         state, y = layer.step(params, state, x)
-        return state, jnp.asarray(x).astype(y.dtype) + y
+        x = as_array("x", x)
+        check_shape("x", x, y.shape)
+        return state, x.astype(y.dtype) + y
 
     def unroll(
         params: Params,
@@ -160,7 +164,9 @@ def residual(layer: Layer) -> Layer:
         state, ys = layer.unroll(
             params, state, xs, mask=mask, resets=resets, reverse=reverse, key=key
         )
-        xs = jnp.asarray(xs).astype(ys.dtype)
+        xs = as_array("xs", xs)
+        check_shape("xs", xs, ys.shape)
+        xs = xs.astype(ys.dtype)
         return state, ys + (xs if mask is None else select(mask, xs, jnp.zeros_like(xs)))
 
     return layer._replace(step=step, unroll=unroll)
@@ -196,6 +202,8 @@ def chunked(layer: Layer, size: int, *, remat: bool = False, stop_gradient: bool
         key: Key | None = None,
     ) -> tuple[State, Array]:
         xs = as_array("xs", xs)
+        if key is not None:
+            check_key("key", key)
         ys = _check_and_shape(layer, params, state, xs, mask, resets)
         initial = layer.initial_state(params, ys.shape[1:-1])
         num_steps = xs.shape[0]
@@ -269,4 +277,7 @@ def _parts(
 
 
 def _split(key: Key | None, count: int) -> list[Key | None]:
-    return [None] * count if key is None else list(jax.random.split(key, count))
+    if key is None:
+        return [None] * count
+    check_key("key", key)
+    return list(jax.random.split(key, count))

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxrnn._checks import check_positive
+from jaxrnn._checks import check_floating_dtype, check_positive
 from jaxrnn._types import Array, Initializer, Key, Shape, accumulation_dtype
 
 
@@ -31,6 +31,7 @@ def orthogonal(gain: float = 1.0) -> Initializer:
 
     def init(key: Key, shape: Shape, dtype: Any = jnp.float32) -> Array:
         _check_square(shape)
+        dtype = check_floating_dtype("dtype", dtype)
         gaussian = jax.random.normal(key, shape, accumulation_dtype(dtype))
         q, r = jnp.linalg.qr(gaussian)
         signs = jnp.where(jnp.diagonal(r) < 0, -gain, gain).astype(q.dtype)
@@ -50,6 +51,7 @@ def identity(gain: float = 1.0) -> Initializer:
     def init(key: Key, shape: Shape, dtype: Any = jnp.float32) -> Array:
         del key
         _check_square(shape)
+        dtype = check_floating_dtype("dtype", dtype)
         return gain * jnp.eye(shape[0], dtype=dtype)
 
     return init
@@ -69,6 +71,7 @@ def scaled_spectral_radius(radius: float) -> Initializer:
 
     def init(key: Key, shape: Shape, dtype: Any = jnp.float32) -> Array:
         _check_square(shape)
+        dtype = check_floating_dtype("dtype", dtype)
         w = jax.random.normal(key, shape, accumulation_dtype(dtype))
         return (w * (radius / _largest_absolute_eigenvalue(w))).astype(dtype)
 
@@ -83,7 +86,8 @@ def normal(stddev: float | None = None) -> Initializer:
     stddev = None if stddev is None else check_positive("stddev", stddev)
 
     def init(key: Key, shape: Shape, dtype: Any = jnp.float32) -> Array:
-        scale = 1 / math.sqrt(shape[-1]) if stddev is None else stddev
+        dtype = check_floating_dtype("dtype", dtype)
+        scale = _one_over_sqrt_units(shape) if stddev is None else stddev
         return scale * jax.random.normal(key, shape, dtype)
 
     return init
@@ -97,7 +101,8 @@ def uniform(bound: float | None = None) -> Initializer:
     bound = None if bound is None else check_positive("bound", bound)
 
     def init(key: Key, shape: Shape, dtype: Any = jnp.float32) -> Array:
-        limit = 1 / math.sqrt(shape[-1]) if bound is None else bound
+        dtype = check_floating_dtype("dtype", dtype)
+        limit = _one_over_sqrt_units(shape) if bound is None else bound
         return jax.random.uniform(key, shape, dtype, -limit, limit)
 
     return init
@@ -106,6 +111,12 @@ def uniform(bound: float | None = None) -> Initializer:
 def _check_square(shape: Shape) -> None:
     if len(shape) != 2 or shape[0] != shape[1]:
         raise ValueError(f"shape is {tuple(shape)}, expected a square matrix (H, H)")
+
+
+def _one_over_sqrt_units(shape: Shape) -> float:
+    if not shape:
+        raise ValueError(f"shape is {shape}, expected a matrix (H, H)")
+    return 1 / math.sqrt(shape[-1])
 
 
 def _largest_absolute_eigenvalue(w: Array, squarings: int = 24) -> Array:

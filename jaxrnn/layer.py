@@ -12,8 +12,10 @@ from jax import lax
 from jaxrnn._checks import (
     as_array,
     check_activation,
+    check_batch_shape,
     check_features,
     check_floating_dtype,
+    check_function,
     check_marks,
     check_numeric,
     check_shape,
@@ -99,6 +101,7 @@ def vanilla_rnn(
 
     def initial_state(params: RNNParams, batch_shape: Shape = ()) -> Array:
         params = sized(params)
+        check_batch_shape(batch_shape)
         h0 = jnp.zeros_like(params.w_hh[0]) if params.h0 is None else params.h0
         return jnp.broadcast_to(h0, (*batch_shape, hidden_size))
 
@@ -150,9 +153,9 @@ def scanned(
     """
     input_size = check_size("input_size", input_size)
     output_size = check_size("output_size", output_size)
-    for name, function in (("init", init), ("initial_state", initial_state), ("step", step)):
-        if not callable(function):
-            raise TypeError(f"{name} is {function!r}, expected a function")
+    check_function("init", init)
+    check_function("initial_state", initial_state)
+    check_function("step", step)
 
     def layer_step(params: Params, state: State, x: Array) -> tuple[State, Array]:
         x = check_inputs("x", x, input_size, "[*B, D]")
@@ -173,6 +176,7 @@ def scanned(
         xs, mask, resets = check_marked_inputs(xs, mask, resets, input_size)
         initial = initial_state(params, xs.shape[1:-1])
         state = initial if state is None else state
+        _check_state(state, initial)
         marks = None if resets is None else replacement_marks(resets, mask, reverse)
         _check_step(step, params, state, xs, output_size)
 
@@ -222,10 +226,23 @@ def check_marked_inputs(
     return xs, mask, resets
 
 
+def _check_state(state: State, initial: State) -> None:
+    """Refuse a state whose structure or shapes are not those of the initial state."""
+    got, expected = (
+        (jax.tree.structure(tree), [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)])
+        for tree in (state, initial)
+    )
+    if got != expected:
+        raise ValueError(f"state is of {got}, expected that of the initial state, {expected}")
+
+
 def _check_step(step: Any, params: Params, state: State, xs: Array, output_size: int) -> None:
     """Refuse a step that changes its state's structure, shapes or dtypes, or its output's width."""
     x = jax.ShapeDtypeStruct(xs.shape[1:], xs.dtype)
-    after, y = jax.eval_shape(step, params, state, x)
+    result = jax.eval_shape(step, params, state, x)
+    if not isinstance(result, tuple) or len(result) != 2 or not hasattr(result[1], "shape"):
+        raise TypeError(f"step returns {result}, expected (state, y) with an array y")
+    after, y = result
     got, expected = (
         [(jax.tree.structure(s), [(a.shape, a.dtype) for a in jax.tree.leaves(s)])]
         for s in (after, jax.eval_shape(lambda: state))

@@ -10,15 +10,19 @@ import jax.numpy as jnp
 
 from jaxrnn._checks import (
     as_array,
+    check_batch_shape,
+    check_bool,
+    check_empty,
     check_floating,
     check_floating_dtype,
     check_fraction,
+    check_key,
     check_shape,
     check_size,
     check_tokens,
 )
 from jaxrnn._types import Array, Initializer, Key, Params, Shape, State
-from jaxrnn.cell import product
+from jaxrnn.cell import _initialize, product
 from jaxrnn.layer import Layer, check_inputs, check_marked_inputs, select
 
 
@@ -55,21 +59,25 @@ def dense(
     w_init = jax.nn.initializers.lecun_normal() if w_init is None else w_init
 
     def init(key: Key) -> DenseParams:
-        w = w_init(key, (input_size, output_size), dtype).astype(dtype).T
-        return DenseParams(w, jnp.zeros((output_size,), dtype) if use_bias else None)
+        check_key("key", key)
+        w = _initialize("w_init", w_init, key, (input_size, output_size), dtype)
+        return DenseParams(w.T, jnp.zeros((output_size,), dtype) if use_bias else None)
 
     def apply(params: DenseParams, xs: Array, key: Key | None) -> Array:
         del key
         if not isinstance(params, DenseParams):
             raise TypeError(f"params is a {type(params).__name__}, expected DenseParams")
         w = as_array("params.w", params.w)
+        check_floating("params.w", w)
         check_shape("params.w", w, (output_size, input_size))
-        if params.b is not None:
-            check_shape("params.b", as_array("params.b", params.b), (output_size,))
+        b = None if params.b is None else as_array("params.b", params.b)
+        if b is not None:
+            check_floating("params.b", b)
+            check_shape("params.b", b, (output_size,))
         kept = jnp.result_type(w, xs) if jnp.issubdtype(xs.dtype, jnp.floating) else w.dtype
         ys = product(xs.astype(kept), w.astype(kept))
-        if params.b is not None:
-            ys = ys + jnp.broadcast_to(params.b.astype(ys.dtype), ys.shape)
+        if b is not None:
+            ys = ys + jnp.broadcast_to(b.astype(ys.dtype), ys.shape)
         return ys.astype(kept)
 
     return _pointwise(input_size, output_size, init, apply)
@@ -94,12 +102,15 @@ def embedding(
     w_init = jax.nn.initializers.normal(1.0) if w_init is None else w_init
 
     def init(key: Key) -> Array:
-        return w_init(key, (num_tokens, output_size), dtype).astype(dtype)
+        check_key("key", key)
+        return _initialize("w_init", w_init, key, (num_tokens, output_size), dtype)
 
     def apply(params: Array, xs: Array, key: Key | None) -> Array:
         del key
         table = as_array("params", params)
+        check_floating("params", table)
         check_shape("params", table, (num_tokens, output_size))
+        xs = xs if xs.dtype.itemsize >= 4 else xs.astype(jnp.int32)  # to hold num_tokens
         positions = jnp.where(xs < 0, num_tokens, xs)  # a negative index would count from the end
         return jnp.take(table, positions, axis=0, mode="fill", fill_value=jnp.nan)
 
@@ -125,8 +136,10 @@ def dropout(size: int, rate: float, *, shared_over_time: bool = False) -> Layer:
         return jnp.where(keep, xs / (1 - rate), jnp.zeros_like(xs))
 
     def apply(params: tuple[()], xs: Array, key: Key | None) -> Array:
-        del params
+        check_empty("params", params)
         check_floating("xs", xs)
+        if key is not None:
+            check_key("key", key)
         return xs if key is None else drop(jax.random.bernoulli(key, 1 - rate, xs.shape), xs)
 
     each_step = _pointwise(size, size, init, apply)
@@ -135,6 +148,7 @@ def dropout(size: int, rate: float, *, shared_over_time: bool = False) -> Layer:
 
     def initial_state(params: tuple[()], batch_shape: Shape = ()) -> DropoutState:
         del params
+        check_batch_shape(batch_shape)
         return DropoutState(jnp.ones((*batch_shape, size), bool), jnp.zeros(batch_shape, bool))
 
     def layer_step(
@@ -153,8 +167,11 @@ def dropout(size: int, rate: float, *, shared_over_time: bool = False) -> Layer:
         reverse: bool = False,
         key: Key | None = None,
     ) -> tuple[DropoutState, Array]:
+        if key is not None:
+            check_key("key", key)
         _, ys = each_step.unroll(params, None, xs, mask=mask, resets=resets, reverse=reverse)
         state = initial_state(params, ys.shape[1:-1]) if state is None else state
+        state = _check_dropout_state(state, ys.shape[1:])
         if key is None:
             return state, ys
         fresh = jax.random.bernoulli(key, 1 - rate, ys.shape[1:])
@@ -162,6 +179,18 @@ def dropout(size: int, rate: float, *, shared_over_time: bool = False) -> Layer:
         return DropoutState(keep, jnp.ones_like(state.drawn)), drop(keep[None], ys)
 
     return Layer(size, size, init, initial_state, layer_step, layer_unroll)
+
+
+def _check_dropout_state(state: Any, shape: Shape) -> DropoutState:
+    """The state of shared dropout for inputs of `shape` [*B, D] a step, as arrays."""
+    if not isinstance(state, DropoutState):
+        raise TypeError(f"state is a {type(state).__name__}, expected DropoutState")
+    for name, expected in (("keep", shape), ("drawn", shape[:-1])):
+        leaf = as_array(f"state.{name}", getattr(state, name))
+        check_bool(f"state.{name}", leaf)
+        check_shape(f"state.{name}", leaf, expected)
+        state = state._replace(**{name: leaf})
+    return state
 
 
 def _pointwise(
@@ -179,7 +208,7 @@ def _pointwise(
         return ()
 
     def step(params: Params, state: State, x: Array) -> tuple[tuple[()], Array]:
-        del state
+        check_empty("state", state)
         x = check_tokens("x", x) if tokens else check_inputs("x", x, input_size, "[*B, D]")
         return (), apply(params, x, None)
 
@@ -193,7 +222,8 @@ def _pointwise(
         reverse: bool = False,
         key: Key | None = None,
     ) -> tuple[tuple[()], Array]:
-        del state, reverse
+        del reverse
+        check_empty("state", state)
         xs, mask, resets = check_marked_inputs(xs, mask, resets, None if tokens else input_size)
         ys = apply(params, xs, key)
         return (), ys if mask is None else select(mask, ys, jnp.zeros_like(ys))

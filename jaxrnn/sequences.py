@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrnn._checks import as_array, check_floating, check_size
+from jaxrnn._checks import as_array, check_bool, check_floating, check_size
 from jaxrnn._types import Array, accumulation_dtype
 
 
@@ -43,11 +43,12 @@ def mask_from_lengths(lengths: Any, num_steps: int) -> Array:
     if not jnp.issubdtype(lengths.dtype, jnp.integer):
         raise ValueError(f"lengths has dtype {lengths.dtype}, expected integers")
     if not isinstance(lengths, jax.core.Tracer) and lengths.size:
-        low, high = int(lengths.min()), int(lengths.max())
+        known = np.asarray(lengths)  # NumPy, since jnp.min would be compiled
+        low, high = int(known.min()), int(known.max())
         if low < 0 or high > num_steps:
             raise ValueError(f"lengths are {low} to {high}, expected 0 to num_steps = {num_steps}")
     steps = jnp.arange(num_steps).reshape((num_steps,) + (1,) * lengths.ndim)
-    return steps < lengths[None]
+    return steps < lengths[None].astype(steps.dtype)
 
 
 def pad_sequences(sequences: Sequence[Any], *, num_steps: int | None = None) -> tuple[Array, Array]:
@@ -116,6 +117,8 @@ def unpack_sequences(ys: Array, packed: PackedSequences) -> list[Array]:
     """Cut outputs [T, *O] or [T, R, *O] of packed sequences into a list of [T_i, *O], in the order
     in which the sequences were given."""
     ys = as_array("ys", ys)
+    if not isinstance(packed, PackedSequences):
+        raise TypeError(f"packed is a {type(packed).__name__}, expected PackedSequences")
     layout = packed.resets.shape
     if ys.shape[: len(layout)] != layout:
         raise ValueError(f"ys has shape {ys.shape}, expected to start with {layout} as packed")
@@ -142,15 +145,15 @@ def sliding_windows(series: Array, size: int, *, stride: int = 1) -> Array:
 def masked_mean(values: Array, mask: Array | None = None) -> Array:
     """The mean of `values` [T, *B, ...] over the steps where `mask` [T, *B] is True, a scalar.
 
-    Masked values are never read, NaN included. Where the mask holds no True the mean is 0.
+    Masked values are never read, NaN included. Where the mask holds no True, or there are no
+    values, the mean is 0.
     """
     values = as_array("values", values)
     check_floating("values", values)
     if mask is None:
-        return jnp.mean(values)
+        return jnp.mean(values) if values.size else jnp.zeros((), values.dtype)
     mask = as_array("mask", mask)
-    if mask.dtype != jnp.bool_:
-        raise ValueError(f"mask has dtype {mask.dtype}, expected bool")
+    check_bool("mask", mask)
     if mask.shape != values.shape[: mask.ndim]:
         raise ValueError(
             f"mask has shape {mask.shape}, expected the leading axes of values, {values.shape}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from jaxrnn._checks import check_size
+from jaxrnn._checks import check_floating, check_function, check_key, check_shape, check_size
 from jaxrnn._types import Array, Key, Params
 
 Metrics = dict[str, Array]
@@ -41,9 +41,10 @@ def init_train_state(
     """The state before the first step.
 
     Raises:
-      TypeError: `optimizer` is not an optax transformation.
+      TypeError, ValueError: `optimizer` is not an optax transformation, `key` not a random key.
     """
     _check_optimizer(optimizer)
+    check_key("key", key)
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), key)
 
 
@@ -61,7 +62,13 @@ def make_train_step(loss_fn: LossFn, optimizer: optax.GradientTransformation) ->
     _check_optimizer(optimizer)
     if not callable(loss_fn):
         raise TypeError(f"loss_fn is {loss_fn!r}, expected a function of (params, batch, key)")
-    value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+
+    def checked_loss(params: Params, batch: Any, key: Key) -> tuple[Array, Metrics]:
+        result = loss_fn(params, batch, key)
+        _check_loss(result)
+        return result
+
+    value_and_grad = jax.value_and_grad(checked_loss, has_aux=True)
 
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         key_loss = _step_keys(state)[1]
@@ -106,7 +113,12 @@ def fit(
     steps_per_call = check_size("steps_per_call", steps_per_call)
     if not isinstance(state, TrainState):
         raise TypeError(f"state is a {type(state).__name__}, expected a TrainState")
+    check_function("train_step", train_step)
+    check_function("make_batch", make_batch)
+    if callback is not None:
+        check_function("callback", callback)
     if _is_traced(state):
+        _refuse_callback(callback)
         steps_per_call = max(num_steps, 1)
     history: list[Metrics] = []
     for start in range(0, max(num_steps, 1), steps_per_call):  # no steps: one empty call
@@ -114,10 +126,10 @@ def fit(
         state, metrics = _take_steps(train_step, make_batch, size, state)
         if not _is_traced((state, metrics)):
             metrics = jax.tree.map(np.asarray, metrics)
-        elif callback is not None:
-            raise ValueError("callback is given under a JAX transformation, expected None")
+        else:  # a closure is traced, and the state from now on
+            _refuse_callback(callback)
         history.append(metrics)
-        if callback is not None:
+        if callback is not None and size:
             callback(state, metrics)
     concatenate: Any = jnp.concatenate if _is_traced(history) else np.concatenate
     return state, jax.tree.map(lambda *parts: concatenate(parts), *history)
@@ -142,6 +154,21 @@ def _take_steps(
 
 def _is_traced(tree: Any) -> bool:
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+
+
+def _refuse_callback(callback: Any) -> None:
+    if callback is not None:
+        raise ValueError("callback is given under a JAX transformation, expected None")
+
+
+def _check_loss(result: Any) -> None:
+    if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], Mapping):
+        kinds = result if isinstance(result, tuple) else (result,)
+        got = ", ".join(type(part).__name__ for part in kinds)
+        raise TypeError(f"loss_fn returns ({got}), expected (loss, dict of metrics)")
+    loss = jnp.asarray(result[0])
+    check_shape("loss", loss, ())
+    check_floating("loss", loss)
 
 
 def _check_optimizer(optimizer: Any) -> None:

@@ -1,0 +1,213 @@
+"""Initializers: what they promise of a matrix, in every dtype and under every transformation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxrnn
+from jaxrnn import initializers
+from tests.checks import assert_close, assert_identical
+
+H = 32
+DTYPES = [jnp.bfloat16, jnp.float16, jnp.float32, jnp.float64]
+MAKERS = {
+    "orthogonal": initializers.orthogonal,
+    "identity": initializers.identity,
+    "scaled_spectral_radius": lambda: initializers.scaled_spectral_radius(0.9),
+    "normal": initializers.normal,
+    "uniform": initializers.uniform,
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", MAKERS)
+def test_every_initializer_keeps_the_dtype_and_the_shape(key, name, dtype):
+    w = MAKERS[name]()(key, (H, H), dtype)
+    assert w.dtype == dtype
+    assert w.shape == (H, H)
+    assert jnp.isfinite(w).all()
+    assert w.any()
+
+
+def test_every_initializer_draws_float32_unless_told(key):
+    assert {make()(key, (H, H)).dtype for make in MAKERS.values()} == {np.dtype(np.float32)}
+
+
+@pytest.mark.parametrize("name", [name for name in MAKERS if name != "identity"])
+def test_an_initializer_under_jit_and_vmap_draws_what_it_draws_alone(name):
+    keys = jax.random.split(jax.random.key(3), 3)
+    draw = MAKERS[name]()
+    alone = jnp.stack([draw(key, (8, 8), jnp.float64) for key in keys])
+    mapped = jax.jit(jax.vmap(lambda key: draw(key, (8, 8), jnp.float64)))(keys)
+    assert_close(mapped, alone, length=8)
+    assert np.unique(alone).size == alone.size
+
+
+# Orthogonal and identity
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("gain", [1.0, 2.5])
+@pytest.mark.parametrize("size", [1, H])
+def test_orthogonal_keeps_the_norm_of_what_it_multiplies(key, dtype, gain, size):
+    w = np.asarray(initializers.orthogonal(gain)(key, (size, size), dtype), np.float64)
+    # Rounding moves each entry by half an epsilon of itself, so by Cauchy and Schwarz an entry of
+    # W^T W by at most one epsilon, and the factorisation is orthogonal up to its own sums.
+    drawn_in = np.float64 if dtype == jnp.float64 else np.float32
+    bound = float(jnp.finfo(dtype).eps) + 4 * float(np.finfo(drawn_in).eps) * np.sqrt(size)
+    assert np.abs(w.T @ w / gain**2 - np.eye(size)).max() <= bound
+
+
+def test_orthogonal_below_float32_is_the_float32_draw_rounded(key):
+    draw = initializers.orthogonal()
+    wide = draw(key, (H, H), jnp.float32)
+    assert_identical(draw(key, (H, H), jnp.bfloat16), wide.astype(jnp.bfloat16))
+    assert_identical(draw(key, (H, H), jnp.float16), wide.astype(jnp.float16))
+
+
+def test_orthogonal_prefers_no_direction():
+    size, count = 3, 3000
+    keys = jax.random.split(jax.random.key(0), count)
+    w = jax.vmap(lambda key: initializers.orthogonal()(key, (size, size), jnp.float64))(keys)
+    # An entry has mean 0 and variance 1 / H. (A plain QR factor's diagonal has one sign.)
+    assert np.abs(np.mean(w, axis=0)).max() <= 5 / np.sqrt(size * count)
+
+
+@pytest.mark.parametrize("gain", [1.0, 0.25])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_identity_is_the_identity_times_the_gain(key, gain, dtype):
+    w = initializers.identity(gain)(key, (4, 4), dtype)
+    assert_identical(w, (gain * np.eye(4)).astype(dtype))
+
+
+# Spectral radius
+
+
+def radius_error(w, radius):
+    """The relative error of the spectral radius, and what the method and its sums allow.
+
+    ||W^k|| lies between rho^k and sqrt(H) cond(V) rho^k, V the eigenvectors; k is 2^24. A relative
+    error e of W moves an eigenvalue by up to cond(V) e ||W|| (Bauer and Fike)."""
+    eps = float(jnp.finfo(w.dtype).eps)
+    w = np.asarray(w, np.float64)
+    values, vectors = np.linalg.eig(w)
+    condition = np.linalg.cond(vectors)
+    rho = np.abs(values).max()
+    method = np.log(np.sqrt(len(w)) * condition) / 2**24
+    rounding = eps * condition * np.linalg.norm(w, 2) / rho
+    return abs(rho / radius - 1), method + rounding
+
+
+@pytest.mark.parametrize("size", [1, 10, 100])
+@pytest.mark.parametrize(("radius", "dtype"), [(0.9, jnp.float32), (1.25, jnp.float64)])
+def test_scaled_spectral_radius_has_the_largest_eigenvalue_that_numpy_finds(size, radius, dtype):
+    draw = initializers.scaled_spectral_radius(radius)
+    error, allowed = radius_error(draw(jax.random.key(size), (size, size), dtype), radius)
+    assert error <= allowed
+    assert error <= 1e-5  # as the docstring says
+
+
+def test_scaled_spectral_radius_holds_under_jit_and_vmap():
+    keys = jax.random.split(jax.random.key(0), 20)
+    draw = initializers.scaled_spectral_radius(0.5)
+    for w in jax.jit(jax.vmap(lambda key: draw(key, (6, 6), jnp.float64)))(keys):
+        error, allowed = radius_error(w, 0.5)
+        assert error <= allowed
+
+
+# Moments: five standard errors of the mean and of the variance, for a fixed key.
+
+
+def assert_moments(w, variance, excess):
+    """Mean 0 and `variance`; the variance of x^2 is `excess` times the variance squared."""
+    w = np.asarray(w, np.float64)
+    assert abs(w.mean()) <= 5 * np.sqrt(variance / w.size)
+    assert abs(np.mean(w**2) - variance) <= 5 * variance * np.sqrt(excess / w.size)
+
+
+NORMAL, UNIFORM = 2.0, 0.8  # kurtosis less 1: 3 - 1 and 9 / 5 - 1
+
+
+@pytest.mark.parametrize(("stddev", "expected"), [(None, 1 / 200), (0.3, 0.09)])
+def test_normal_has_its_standard_deviation(key, stddev, expected):
+    w = initializers.normal(stddev)(key, (200, 200), jnp.float64)
+    assert_moments(w, expected, NORMAL)
+    assert np.abs(w).max() > 3 * np.sqrt(expected)
+
+
+@pytest.mark.parametrize(("bound", "expected"), [(None, 200**-0.5), (0.3, 0.3)])
+def test_uniform_fills_its_interval_which_is_that_of_torch_by_default(key, bound, expected):
+    w = initializers.uniform(bound)(key, (200, 200), jnp.float64)
+    assert_moments(w, expected**2 / 3, UNIFORM)
+    for end in (w.max(), -w.min()):  # all of 40 000 miss the last 40 000th part 20 times: e^-10
+        assert expected * (1 - 20 / w.size) < end <= expected
+
+
+# init_rnn
+
+
+def test_init_rnn_draws_by_default_as_documented(key):
+    params = jaxrnn.init_rnn(key, 20, 200)
+    assert params.w_ih.shape == (200, 20)
+    assert_moments(params.w_ih, 1 / 20, NORMAL)  # truncated: its tails are lighter, its error less
+    w = np.asarray(params.w_hh, np.float64)
+    eps = np.finfo(np.float32).eps
+    assert np.abs(w.T @ w - np.eye(200)).max() <= eps + 4 * eps * np.sqrt(200)
+    assert_identical(params.b, np.zeros(200, np.float32))
+    assert params.h0 is None
+    assert params.w_ih.dtype == params.w_hh.dtype == np.float32
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_init_rnn_draws_every_parameter_in_its_dtype(key, dtype):
+    params = jaxrnn.init_rnn(key, 3, 5, learn_h0=True, dtype=dtype)
+    assert [leaf.dtype for leaf in params] == [dtype] * 4
+    assert_identical(params.h0, np.zeros(5, dtype))
+
+
+@pytest.mark.parametrize(
+    ("initializer", "variance", "excess"),
+    [
+        (jax.nn.initializers.variance_scaling(1.0, "fan_in", "normal"), 1 / 20, NORMAL),
+        (jax.nn.initializers.variance_scaling(1.0, "fan_out", "normal"), 1 / 500, NORMAL),
+        (jax.nn.initializers.he_uniform(), 2 / 20, UNIFORM),
+        (jax.nn.initializers.glorot_uniform(), 2 / 520, UNIFORM),
+    ],
+)
+def test_init_rnn_takes_the_initializers_of_jax_with_their_fan_in(
+    key, initializer, variance, excess
+):
+    other = initializers.identity()
+    params = jaxrnn.init_rnn(key, 20, 500, w_ih_init=initializer, w_hh_init=other)
+    assert params.w_ih.shape == (500, 20)
+    assert_moments(params.w_ih, variance, excess)
+
+
+def test_init_rnn_transposes_the_input_matrix_into_place(key):
+    def counted(key, shape, dtype):
+        del key
+        return jnp.arange(np.prod(shape), dtype=dtype).reshape(shape)
+
+    params = jaxrnn.init_rnn(key, 2, 3, w_ih_init=counted, w_hh_init=counted)
+    assert_identical(params.w_ih, np.array([[0, 3], [1, 4], [2, 5]], np.float32))
+    assert_identical(params.w_hh, np.arange(9, dtype=np.float32).reshape(3, 3))
+
+
+def test_init_rnn_draws_its_two_matrices_from_two_keys(key):
+    draw = initializers.normal()
+    params = jaxrnn.init_rnn(key, 4, 4, w_ih_init=draw, w_hh_init=draw)
+    assert not np.intersect1d(params.w_ih, params.w_hh).size
+
+
+def test_the_univariate_network_has_two_weights(key):
+    params = jaxrnn.init_rnn(key, 1, 1, use_bias=False, dtype=jnp.float64)
+    assert [leaf.shape for leaf in jax.tree.leaves(params)] == [(1, 1), (1, 1)]
+    assert abs(params.w_hh.item()) == 1  # an orthogonal matrix of one entry
+    xs = [0.5, -1.0, 2.0]
+    h, expected = 0.0, []
+    for x in xs:
+        h = np.tanh(params.w_hh.item() * h + params.w_ih.item() * x)
+        expected.append([h])
+    hs = jaxrnn.unroll(params, None, np.array(xs)[:, None])[1]
+    assert_close(hs, np.array(expected), length=2 * len(xs))

@@ -1,0 +1,188 @@
+"""The package as a whole: importing it does nothing, and its own imports point one way."""
+
+import ast
+import inspect
+import json
+import os
+import pkgutil
+import subprocess
+import sys
+import typing
+from pathlib import Path
+
+import pytest
+
+import jaxrnn
+
+PACKAGE = Path(jaxrnn.__file__).parent
+MODULES = sorted(module.name for module in pkgutil.walk_packages([str(PACKAGE)]))
+PUBLIC = [
+    *(getattr(jaxrnn, name) for name in jaxrnn.__all__),
+    *(value for name, value in vars(jaxrnn.initializers).items() if not name.startswith("_")),
+]
+OWN = [value for value in PUBLIC if getattr(value, "__module__", "").startswith("jaxrnn")]
+FUNCTIONS = [
+    value
+    for value in OWN
+    if inspect.isfunction(value) and not value.__module__.startswith("jaxrnn._")
+]
+CLASSES = [value for value in OWN if inspect.isclass(value)]
+
+# Imports
+
+
+IMPORT = """
+import json, sys
+import jax, numpy, optax
+from jax._src import xla_bridge
+before, modules = dict(jax.config.values), set(sys.modules)
+import jaxrnn
+changed = [name for name, value in jax.config.values.items() if before.get(name) is not value]
+started = xla_bridge.backends_are_initialized()
+new = sorted(set(sys.modules) - modules)
+jax.devices()
+print(json.dumps({
+    "changed": changed,
+    "started": started,
+    "started by jax.devices": xla_bridge.backends_are_initialized(),
+    "new": new,
+    "modules": sorted(sys.modules),
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def imported():
+    """What a fresh process says of ``import jaxrnn``."""
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", IMPORT]
+    done = subprocess.run(
+        command, env=environment, cwd=PACKAGE.parent, capture_output=True, text=True, check=True
+    )
+    return json.loads(done.stdout)
+
+
+def test_importing_starts_no_backend(imported):
+    assert not imported["started"]
+    assert imported["started by jax.devices"]
+
+
+def test_importing_changes_no_configuration(imported):
+    assert imported["changed"] == []
+
+
+def test_importing_brings_the_core_dependencies_alone(imported):
+    assert {name.split(".")[0] for name in imported["new"]} <= {"jaxrnn", "jax", "jaxlib"}
+    tops = {name.split(".")[0] for name in imported["modules"]}
+    others = {"flax", "matplotlib", "pandas", "rich", "statsmodels", "torch", "tyro", "onnx"}
+    assert not tops & others
+
+
+# Names
+
+
+def test_all_is_sorted_and_holds_every_public_name():
+    assert jaxrnn.__all__ == sorted(jaxrnn.__all__)
+    own = {
+        name
+        for name, value in vars(jaxrnn).items()
+        if not name.startswith("_") and not inspect.ismodule(value)
+    }
+    assert set(jaxrnn.__all__) == own | {"initializers"}
+
+
+def test_no_public_function_shares_its_name_with_a_module():
+    assert MODULES
+    assert not {function.__name__ for function in FUNCTIONS} & {m.split(".")[-1] for m in MODULES}
+
+
+def test_the_package_says_that_it_is_typed():
+    assert (PACKAGE / "py.typed").is_file()
+
+
+@pytest.mark.parametrize("value", [*FUNCTIONS, *CLASSES], ids=lambda value: value.__name__)
+def test_every_public_function_and_class_has_a_docstring(value):
+    doc = value.__doc__ or ""
+    assert doc.strip()
+    assert not doc.startswith(f"{value.__name__}(")  # which NamedTuple writes
+
+
+@pytest.mark.parametrize("module", ["", *MODULES])
+def test_every_module_has_a_docstring(module):
+    path = PACKAGE / "__init__.py" if not module else source(module)
+    assert ast.get_docstring(ast.parse(path.read_text()))
+
+
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.__name__)
+def test_every_public_function_is_annotated_in_full(function):
+    signature = inspect.signature(function)
+    hints = typing.get_type_hints(function)  # every name in them can be looked up
+    assert set(hints) == {*signature.parameters, "return"}
+
+
+# Imports inside the package
+
+CHAIN = [
+    "_types",
+    "_checks",
+    "_scanning",
+    "initializers",
+    "cell",
+    "recurrence",
+    "layer",
+    "pointwise",
+    "compose",
+]
+MODEL = CHAIN[CHAIN.index("cell") :]
+
+
+def source(module):
+    path = PACKAGE.joinpath(*module.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def imports(module):
+    """(modules of the package, other packages) that a module imports, anywhere in its code."""
+    inside, outside = set(), set()
+    for node in ast.walk(ast.parse(source(module).read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} imports relatively"
+            names = [node.module]
+            if node.module == "jaxrnn":
+                names = [f"jaxrnn.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            top, _, rest = name.partition(".")
+            if top == "jaxrnn":
+                inside.add(rest)
+            else:
+                outside.add(top)
+    return inside, outside
+
+
+@pytest.mark.parametrize("module", CHAIN)
+def test_imports_point_one_way(module):
+    inside, _ = imports(module)
+    assert inside <= set(CHAIN[: CHAIN.index(module)])
+
+
+@pytest.mark.parametrize("module", sorted({"training", "sharding", "sequences"} & set(MODULES)))
+def test_training_and_sequences_import_no_model(module):
+    inside, _ = imports(module)
+    assert inside <= {"_types", "_checks"}
+
+
+def test_the_chain_of_imports_holds_every_link():
+    assert "cell" in imports("recurrence")[0]
+    assert "recurrence" in imports("layer")[0]
+    assert "layer" in imports("compose")[0]
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if not m.startswith("interop")])
+def test_modules_import_only_the_core_dependencies_and_what_exists(module):
+    inside, outside = imports(module)
+    assert inside <= set(MODULES)
+    assert outside <= set(sys.stdlib_module_names) | {"jax", "jaxlib", "numpy", "optax"}

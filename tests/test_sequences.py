@@ -1,0 +1,291 @@
+"""Lengths, masks, padding, packing, windows and masked means, against NumPy loops."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import jaxrnn
+from tests import oracle
+from tests.checks import assert_close, assert_identical, draw_rnn
+
+DRAWN = settings(max_examples=12, deadline=None, derandomize=True)
+
+
+def loop_mask(lengths, num_steps):
+    lengths = np.asarray(lengths)
+    mask = np.zeros((num_steps, *lengths.shape), bool)
+    for position in np.ndindex(lengths.shape):
+        for t in range(int(lengths[position])):
+            mask[(t, *position)] = True
+    return mask
+
+
+def numbered(lengths, features=(), dtype=np.int32):
+    """Sequences whose every entry is another number from 1 on."""
+    ends = np.cumsum([0, *lengths]) * int(np.prod(features))
+    return [
+        np.arange(start + 1, end + 1).astype(dtype).reshape(-1, *features)
+        for start, end in itertools.pairwise(ends)
+    ]
+
+
+# Lengths
+
+
+@pytest.mark.parametrize(
+    ("lengths", "num_steps"),
+    [
+        ([3, 0, 5, 1], 5),
+        ([0, 0], 4),
+        ([6, 6, 6], 6),
+        ([0, 0, 0], 0),
+        ((2, 4), 4),
+        (3, 5),
+        (np.zeros((0,), np.int32), 3),
+        (np.array([[1, 2, 3], [4, 0, 7]]), 7),
+        (np.arange(8).reshape(2, 2, 2), 7),
+        (np.array([3, 1], np.int32), 4),
+        (np.array([255, 0, 7], np.uint8), 300),
+        (np.array([127, 5], np.int8), 300),
+    ],
+)
+def test_mask_from_lengths_is_true_at_the_first_steps(lengths, num_steps):
+    assert_identical(jaxrnn.mask_from_lengths(lengths, num_steps), loop_mask(lengths, num_steps))
+
+
+def test_mask_from_lengths_keeps_its_values_under_jit_and_vmap():
+    lengths = np.array([[0, 2, 5], [5, 1, 0]])
+    expected = loop_mask(lengths, 5)
+    assert_identical(jax.jit(jaxrnn.mask_from_lengths, static_argnums=1)(lengths, 5), expected)
+    mapped = jax.vmap(lambda length: jaxrnn.mask_from_lengths(length, 5), out_axes=1)(lengths)
+    assert_identical(mapped, expected)
+
+
+def test_mask_from_traced_lengths_outside_the_sequence_stops_at_its_ends():
+    mask = jax.jit(jaxrnn.mask_from_lengths, static_argnums=1)(np.array([-3, 9]), 4)
+    assert_identical(mask, loop_mask([0, 4], 4))
+
+
+# Padding
+
+
+@pytest.mark.parametrize(
+    ("features", "dtype"),
+    [((), np.int32), ((3,), np.float32), ((2, 3), np.float64), ((2,), np.uint8), ((), bool)],
+)
+@pytest.mark.parametrize(("lengths", "num_steps"), [((2, 0, 4), None), ((2, 0, 4), 6), ((0,), 0)])
+def test_pad_sequences_puts_zeros_behind_each_sequence(features, dtype, lengths, num_steps):
+    sequences = numbered(lengths, features, dtype)
+    xs, mask = jaxrnn.pad_sequences(sequences, num_steps=num_steps)
+    steps = max(lengths) if num_steps is None else num_steps
+    expected = np.zeros((steps, len(lengths), *features), dtype)
+    for position, sequence in enumerate(sequences):
+        expected[: len(sequence), position] = sequence
+    assert_identical((xs, mask), (expected, loop_mask(lengths, steps)))
+
+
+def test_padded_sequences_through_a_layer_give_what_each_gives_alone():
+    params, sequences, alone = draw_network(reverse=False)
+    xs, mask = jaxrnn.pad_sequences(sequences, num_steps=9)
+    h, ys = jax.tree.map(np.asarray, jaxrnn.unroll(params, None, xs, mask=mask))
+    for position, expected in enumerate(alone):
+        assert_close(ys[: len(expected), position], expected, length=T)
+        assert not ys[len(expected) :, position].any()
+        last = expected[-1] if len(expected) else params.h0
+        assert_close(h[position], last, length=T)
+
+
+# Packing
+
+
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=6))
+@DRAWN
+def test_pack_sequences_in_one_row_keeps_the_order_and_pads_nothing(lengths):
+    sequences = numbered(lengths, (2,))
+    packed = jaxrnn.pack_sequences(sequences)
+    xs = np.asarray(packed.xs)
+    firsts = [sequence[0, 0] for sequence in sequences if len(sequence)]
+    assert_identical(xs, np.concatenate(sequences))
+    assert_identical(packed.resets, np.isin(xs[:, 0], firsts))
+    assert_identical(packed.mask, np.ones(sum(lengths), bool))
+    assert_identical(jaxrnn.unpack_sequences(packed.xs, packed), sequences)
+
+
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=6), st.integers(1, 4))
+@DRAWN
+def test_pack_sequences_in_rows_loses_nothing_and_marks_exactly_first_steps_and_row_ends(
+    lengths, num_rows
+):
+    sequences = numbered(lengths)
+    packed = jaxrnn.pack_sequences(sequences, num_rows=num_rows)
+    xs = np.asarray(packed.xs)
+    firsts = [sequence[0] for sequence in sequences if len(sequence)]
+    ends = (xs > 0).sum(axis=0)
+    assert xs.shape == (max(ends), num_rows)
+    assert_identical(np.sort(xs[xs > 0]), np.concatenate(sequences))
+    assert_identical(packed.resets, np.isin(xs, firsts))
+    assert_identical(packed.mask, xs > 0)
+    assert_identical(packed.mask, loop_mask(ends, max(ends)))
+    assert max(ends) - min(ends) <= max(lengths)
+    assert_identical(jaxrnn.unpack_sequences(packed.xs, packed), sequences)
+
+
+def test_pack_sequences_fills_the_shortest_row_with_the_longest_sequence_left():
+    packed = jaxrnn.pack_sequences(numbered([1, 4, 2, 3]), num_rows=2)
+    assert_identical(packed.xs, np.array([[2, 8], [3, 9], [4, 10], [5, 6], [1, 7]], np.int32))
+    assert packed.rows == (0, 0, 1, 1)
+    assert packed.starts == (4, 0, 3, 0)
+    assert packed.lengths == (1, 4, 2, 3)
+
+
+def test_unpack_sequences_takes_outputs_of_any_width():
+    packed = jaxrnn.pack_sequences(numbered([2, 0, 3], (1,)), num_rows=2)
+    ys = jnp.concatenate([packed.xs, -packed.xs, packed.xs], axis=-1)
+    expected = [np.concatenate([s, -s, s], axis=-1) for s in numbered([2, 0, 3], (1,))]
+    assert_identical(jaxrnn.unpack_sequences(ys, packed), expected)
+
+
+# Sequences of every kind through a layer: long, of one step, of none.
+LENGTHS, D, H = (4, 0, 1, 7, 3), 2, 3
+T = max(LENGTHS)
+
+
+def draw_network(reverse, seed=0):
+    """(params, sequences, the oracle's outputs for each sequence alone)."""
+    rng = np.random.default_rng(0)
+    params = draw_rnn(jax.random.key(seed), D, H)
+    sequences = [rng.standard_normal((length, D)) for length in LENGTHS]
+    p = {name: np.asarray(leaf) for name, leaf in params._asdict().items()}
+    alone = []
+    for xs in sequences:
+        every, none = np.ones((len(xs), 1), bool), np.zeros((len(xs), 1), bool)
+        _, ys, _ = oracle.forward(p, p["h0"][None], xs[:, None], every, none, reverse, "tanh")
+        alone.append(ys[:, 0])
+    return params, sequences, alone
+
+
+@pytest.mark.parametrize("num_rows", [None, 3])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_packed_batch_through_a_layer_gives_what_each_sequence_gives_alone(num_rows, reverse):
+    params, sequences, alone = draw_network(reverse)
+    packed = jaxrnn.pack_sequences(sequences, num_rows=num_rows)
+    layer = jaxrnn.vanilla_rnn(D, H, learn_h0=True, dtype=jnp.float64)
+    _, ys = layer.unroll(
+        params, None, packed.xs, mask=packed.mask, resets=packed.resets, reverse=reverse
+    )
+    for got, expected in zip(jaxrnn.unpack_sequences(ys, packed), alone, strict=True):
+        assert_close(got, expected, length=T)
+
+
+@pytest.mark.parametrize("num_rows", [None, 2])
+def test_a_packed_batch_in_both_directions_gives_what_each_sequence_gives_alone(num_rows):
+    forward, sequences, ahead = draw_network(reverse=False, seed=0)
+    backward, _, back = draw_network(reverse=True, seed=1)
+    packed = jaxrnn.pack_sequences(sequences, num_rows=num_rows)
+    layer = jaxrnn.vanilla_rnn(D, H, learn_h0=True, dtype=jnp.float64)
+    _, ys = jaxrnn.bidirectional(layer, layer).unroll(
+        (forward, backward), None, packed.xs, mask=packed.mask, resets=packed.resets
+    )
+    alone = [np.concatenate(pair, axis=-1) for pair in zip(ahead, back, strict=True)]
+    for got, expected in zip(jaxrnn.unpack_sequences(ys, packed), alone, strict=True):
+        assert_close(got, expected, length=T)
+
+
+# Windows
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "size", "stride", "features"),
+    [
+        (7, 3, 1, ()),
+        (7, 3, 2, (2,)),
+        (8, 3, 2, (2, 3)),
+        (9, 3, 3, ()),
+        (10, 3, 4, (2,)),
+        (5, 5, 1, (2, 3)),
+        (5, 1, 2, ()),
+        (4, 2, 9, (2,)),
+    ],
+)
+def test_sliding_windows_are_those_of_a_loop(num_steps, size, stride, features):
+    (series,) = numbered([num_steps], features)
+    windows = []
+    start = 0
+    while start + size <= num_steps:
+        windows.append(series[start : start + size])
+        start += stride
+    expected = np.stack(windows, axis=1)
+    assert_identical(jaxrnn.sliding_windows(series, size, stride=stride), expected)
+    compiled = jax.jit(jaxrnn.sliding_windows, static_argnums=1, static_argnames="stride")
+    assert_identical(compiled(series, size, stride=stride), expected)
+
+
+# Means
+
+
+def draw_values(shape=(5, 4, 3), dtype=np.float64, kept=0.6):
+    rng = np.random.default_rng(0)
+    values = jnp.asarray(rng.standard_normal(shape) + 1).astype(dtype)
+    return values, jnp.asarray(rng.random(shape[:2]) < kept)
+
+
+@pytest.mark.parametrize("shape", [(5, 4), (5, 4, 3), (5, 4, 3, 2)])
+def test_masked_mean_is_the_mean_of_the_values_where_the_mask_is_true(shape):
+    values, mask = draw_values(shape)
+    expected = np.asarray(values)[np.asarray(mask)].mean()
+    assert_close(jax.jit(jaxrnn.masked_mean)(values, mask), expected, length=values.size)
+    assert_close(jaxrnn.masked_mean(values), np.mean(values), length=values.size)
+
+
+def test_masked_mean_of_every_sequence_is_its_map():
+    values, mask = draw_values()
+    got = jax.vmap(jaxrnn.masked_mean, in_axes=1)(values, mask)
+    values, mask = np.asarray(values), np.asarray(mask)
+    expected = np.stack([values[:, row][mask[:, row]].mean() for row in range(4)])
+    assert_close(got, expected, length=values.size)
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
+def test_what_stands_behind_the_mask_changes_neither_the_mean_nor_its_gradient(poison):
+    values, mask = draw_values()
+    poisoned = jnp.where(mask[..., None], values, poison)
+    both = jax.value_and_grad(jaxrnn.masked_mean)
+    assert_identical(both(poisoned, mask), both(values, mask))
+
+
+def test_the_gradient_of_masked_mean_is_one_over_the_count_and_zero_behind_the_mask():
+    values = draw_values((4, 4))[0]
+    mask = np.arange(16).reshape(4, 4) % 2 == 0  # 8 values: 1 / 8 is exact
+    gradient = jax.grad(jaxrnn.masked_mean)(values, jnp.asarray(mask))
+    assert_identical(gradient, np.where(mask, 0.125, 0.0))
+
+
+def test_masked_mean_is_zero_where_the_mask_is_nowhere_true():
+    values, mask = draw_values()
+    mean, gradient = jax.value_and_grad(jaxrnn.masked_mean)(values * np.nan, mask & False)
+    assert_identical((mean, gradient), (np.float64(0), np.zeros(values.shape)))
+
+
+@pytest.mark.parametrize("mask", [None, np.zeros((0, 2), bool)])
+def test_masked_mean_of_no_values_is_zero(mask):
+    assert_identical(jaxrnn.masked_mean(np.zeros((0, 2, 3)), mask), np.float64(0))
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("masked", [False, True])
+def test_masked_mean_of_a_thousand_short_floats_is_right_to_their_last_digit(dtype, masked):
+    # Their sum, 100 000, is out of float16's range, and bfloat16 stops counting at 2^8 values.
+    values, mask = draw_values((250, 4), dtype, kept=0.9)
+    values = values * 100
+    mask = mask if masked else None
+    mean = jaxrnn.masked_mean(values, mask)
+    wide = np.asarray(values, np.float64)
+    expected = wide.mean() if mask is None else wide[np.asarray(mask)].mean()
+    # Half a unit in the last place, and the float32 sum's roundings, which are far below another.
+    assert mean.dtype == dtype
+    assert abs(float(mean) - expected) <= 0.51 * float(jnp.finfo(dtype).eps) * expected
