@@ -183,3 +183,9 @@ def check_batch_shape(batch_shape: Any) -> None:
     """Refuse batch axes that are not a tuple or list."""
     if not isinstance(batch_shape, (tuple, list)):
         raise TypeError(f"batch_shape is {batch_shape!r}, expected a tuple of sizes")
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Refuse what is neither True nor False."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} is {value!r:.60}, expected True or False")

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxrnn._checks import check_size
 from jaxrnn._types import Array
 
 _WHOLE_BYTES = 4 * 2**20
@@ -47,7 +46,7 @@ class Plan(NamedTuple):
 def plan_chunks(h0: Array, num_steps: int, chunk_size: int | None, remat: bool) -> Plan:
     """The chunks of an unrolled sequence, as `jaxrnn.unroll` documents them; h0 [*B, H]."""
     if chunk_size is not None:
-        return Plan(min(check_size("chunk_size", chunk_size), max(num_steps, 1)), 1)
+        return Plan(min(chunk_size, max(num_steps, 1)), 1)
     whole = max(num_steps, 1)
     if remat:
         return Plan(_even_chunk(whole, math.isqrt(whole)), 1)

@@ -12,9 +12,12 @@ from jaxrnn import initializers
 from jaxrnn._checks import (
     as_array,
     check_activation,
+    check_elementwise,
     check_features,
     check_floating,
     check_floating_dtype,
+    check_function,
+    check_key,
     check_numeric,
     check_shape,
     check_size,
@@ -74,9 +77,12 @@ def init_rnn(
     dtype = check_floating_dtype("dtype", dtype)
     w_ih_init = jax.nn.initializers.lecun_normal() if w_ih_init is None else w_ih_init
     w_hh_init = initializers.orthogonal() if w_hh_init is None else w_hh_init
+    check_function("w_ih_init", w_ih_init)
+    check_function("w_hh_init", w_hh_init)
+    check_key("key", key)
     key_ih, key_hh = jax.random.split(key)
-    w_ih = _initialize("w_ih_init", w_ih_init, key_ih, (input_size, hidden_size), dtype)
-    w_hh = _initialize("w_hh_init", w_hh_init, key_hh, (hidden_size, hidden_size), dtype)
+    w_ih = initialize("w_ih_init", w_ih_init, key_ih, (input_size, hidden_size), dtype)
+    w_hh = initialize("w_hh_init", w_hh_init, key_hh, (hidden_size, hidden_size), dtype)
     zeros = jnp.zeros((hidden_size,), dtype)
     return RNNParams(w_ih.T, w_hh, zeros if use_bias else None, zeros if learn_h0 else None)
 
@@ -105,8 +111,12 @@ def step(
     params = check_params(params)
     x = as_array("x", x)
     check_numeric("x", x)
-    check_features("x", x, params.w_ih.shape[1], "[*B, D]")
+    hidden_size, input_size = params.w_ih.shape
+    check_features("x", x, input_size, "[*B, D]")
+    shape = (*x.shape[:-1], hidden_size)
     dtype = result_dtype(params, x)
+    h = check_state("h", h, shape, dtype)
+    check_elementwise(activation, shape, accumulation_dtype(dtype))
     params = cast_params(params, dtype)
     h = initial_or_given(params, h, x.shape[:-1], dtype)
     pre_activation = product(h, params.w_hh) + input_product(params, x.astype(dtype))
@@ -131,7 +141,7 @@ def check_params(params: Any) -> RNNParams:
     if not isinstance(params, RNNParams):
         raise TypeError(f"params is a {type(params).__name__}, expected RNNParams")
     for name, leaf in params._asdict().items():
-        if leaf is not None:
+        if leaf is not None or name.startswith("w_"):
             params = params._replace(**{name: as_array(f"params.{name}", leaf)})
             check_floating(f"params.{name}", getattr(params, name))
     if params.w_ih.ndim != 2:
@@ -158,19 +168,25 @@ def cast_params(params: RNNParams, dtype: Any) -> RNNParams:
     return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
 
 
-def initial_or_given(params: RNNParams, h: Array | None, batch_shape: Shape, dtype: Any) -> Array:
-    """The state `h` checked and cast to `dtype`, or for None the initial state [*B, H]."""
-    shape = (*batch_shape, params.w_hh.shape[0])
+def check_state(name: str, h: Any, shape: Shape, dtype: Any) -> Array | None:
+    """A given state as an array; refuse one of another shape or that `dtype` cannot hold."""
     if h is None:
-        return jnp.broadcast_to(initial_unit_state(params, dtype), shape)
-    h = as_array("h0", h)
-    check_floating("h0", h)
-    check_shape("h0", h, shape)
+        return None
+    h = as_array(name, h)
+    check_floating(name, h)
+    check_shape(name, h, shape)
     if h.dtype != dtype and jnp.finfo(h.dtype).bits >= jnp.finfo(dtype).bits:
         raise ValueError(
-            f"h0 has dtype {h.dtype}, expected {dtype}, the result type of params and inputs"
+            f"{name} has dtype {h.dtype}, expected {dtype}, the result type of params and inputs"
         )
-    return h.astype(dtype)
+    return h
+
+
+def initial_or_given(params: RNNParams, h: Array | None, batch_shape: Shape, dtype: Any) -> Array:
+    """The checked state `h` cast to `dtype`, or for None the initial state [*B, H]."""
+    if h is not None:
+        return h.astype(dtype)
+    return jnp.broadcast_to(initial_unit_state(params, dtype), (*batch_shape, params.w_hh.shape[0]))
 
 
 def initial_unit_state(params: RNNParams, dtype: Any) -> Array:
@@ -178,9 +194,9 @@ def initial_unit_state(params: RNNParams, dtype: Any) -> Array:
     return jnp.zeros(params.w_hh.shape[:1], dtype) if params.h0 is None else params.h0.astype(dtype)
 
 
-def _initialize(name: str, init: Initializer, key: Key, shape: Shape, dtype: Any) -> Array:
-    if not callable(init):
-        raise TypeError(f"{name} is {init!r}, expected an initializer (key, shape, dtype) -> array")
-    value = init(key, shape, dtype)
+def initialize(name: str, init: Initializer, key: Key, shape: Shape, dtype: Any) -> Array:
+    """What an initializer returns, checked."""
+    check_function(name, init)
+    value = as_array(f"the result of {name}", init(key, shape, dtype))
     check_shape(f"the result of {name}", value, shape)
     return value.astype(dtype)

@@ -22,7 +22,7 @@ from jaxrnn._checks import (
     check_tokens,
 )
 from jaxrnn._types import Array, Initializer, Key, Params, Shape, State
-from jaxrnn.cell import _initialize, product
+from jaxrnn.cell import initialize, product
 from jaxrnn.layer import Layer, check_inputs, check_marked_inputs, select
 
 
@@ -60,7 +60,7 @@ def dense(
 
     def init(key: Key) -> DenseParams:
         check_key("key", key)
-        w = _initialize("w_init", w_init, key, (input_size, output_size), dtype)
+        w = initialize("w_init", w_init, key, (input_size, output_size), dtype)
         return DenseParams(w.T, jnp.zeros((output_size,), dtype) if use_bias else None)
 
     def apply(params: DenseParams, xs: Array, key: Key | None) -> Array:
@@ -103,7 +103,7 @@ def embedding(
 
     def init(key: Key) -> Array:
         check_key("key", key)
-        return _initialize("w_init", w_init, key, (num_tokens, output_size), dtype)
+        return initialize("w_init", w_init, key, (num_tokens, output_size), dtype)
 
     def apply(params: Array, xs: Array, key: Key | None) -> Array:
         del key

@@ -29,8 +29,10 @@ from jaxrnn._checks import (
     check_activation,
     check_elementwise,
     check_features,
+    check_flag,
     check_marks,
     check_numeric,
+    check_size,
 )
 from jaxrnn._scanning import plan_chunks, replacement_marks, scan_chunks
 from jaxrnn._types import Activation, Array, accumulation_dtype
@@ -38,6 +40,7 @@ from jaxrnn.cell import (
     RNNParams,
     cast_params,
     check_params,
+    check_state,
     initial_or_given,
     initial_unit_state,
     input_product,
@@ -85,10 +88,12 @@ def unroll(
     Raises:
       TypeError, ValueError: an argument is not as described.
     """
-    check_activation(activation)
-    params, h0, xs, mask, resets = _check_sequence(params, h0, xs, mask, resets)
+    check_flag("reverse", reverse)
+    check_flag("remat", remat)
+    if chunk_size is not None:
+        check_size("chunk_size", chunk_size)
+    params, h0, xs, mask, resets = _check_sequence(params, h0, xs, mask, resets, activation)
     dtype = h0.dtype
-    check_elementwise(activation, h0.shape, accumulation_dtype(dtype))
     plan = plan_chunks(h0, xs.shape[0], chunk_size, remat)
     if mask is not None:
         xs = jnp.where(mask[..., None], xs, jnp.zeros_like(xs))  # NaN must not reach a product
@@ -126,8 +131,8 @@ def unroll_plain(
 
     Slower, and the reference that `unroll` must equal. Arguments and results are those of `unroll`.
     """
-    check_activation(activation)
-    params, h0, xs, mask, resets = _check_sequence(params, h0, xs, mask, resets)
+    check_flag("reverse", reverse)
+    params, h0, xs, mask, resets = _check_sequence(params, h0, xs, mask, resets, activation)
     if mask is not None:
         xs = jnp.where(mask[..., None], xs, jnp.zeros_like(xs))
     if resets is not None:
@@ -275,16 +280,21 @@ _SLOPES: dict[Activation, Activation] = {
 
 
 def _check_sequence(
-    params: Any, h0: Any, xs: Any, mask: Any, resets: Any
+    params: Any, h0: Any, xs: Any, mask: Any, resets: Any, activation: Any
 ) -> tuple[RNNParams, Array, Array, Array | None, Array | None]:
     """The arguments of `unroll` as arrays of one dtype, with the initial state filled in."""
+    check_activation(activation)
     params = check_params(params)
     xs = as_array("xs", xs)
     check_numeric("xs", xs)
-    check_features("xs", xs, params.w_ih.shape[1], "[T, *B, D]")
+    hidden_size, input_size = params.w_ih.shape
+    check_features("xs", xs, input_size, "[T, *B, D]")
     mask = check_marks("mask", mask, xs.shape[:-1])
     resets = check_marks("resets", resets, xs.shape[:-1])
     dtype = result_dtype(params, xs)
+    shape = (*xs.shape[1:-1], hidden_size)
+    h0 = check_state("h0", h0, shape, dtype)
+    check_elementwise(activation, shape, accumulation_dtype(dtype))
     params = cast_params(params, dtype)
     h0 = initial_or_given(params, h0, xs.shape[1:-1], dtype)
     return params, h0, xs.astype(dtype), mask, resets

@@ -29,9 +29,9 @@ def assert_close(got, expected, *, length, what=""):
             np.testing.assert_array_equal(one, other, what)
             continue
         eps = float(jnp.finfo(one.dtype).eps)
-        one, other = np.asarray(one, np.float64), np.asarray(other, np.float64)
-        scale = max(np.abs(other).max(), np.finfo(np.float64).tiny)
-        error = np.abs(one - other).max() / scale
+        exact = np.asarray(other, np.float64)
+        scale = max(np.abs(exact).max(), np.finfo(np.float64).tiny)
+        error = np.abs(np.asarray(one, np.float64) - exact).max() / scale
         assert error <= 32 * eps * np.sqrt(length), (what, error, eps)
 
 
@@ -40,10 +40,9 @@ def assert_identical(got, expected, what=""):
     leaves, expected_leaves = jax.tree.leaves(got), jax.tree.leaves(expected)
     assert len(leaves) == len(expected_leaves), what
     for one, other in zip(leaves, expected_leaves, strict=True):
-        one, other = np.asarray(one), np.asarray(other)
         assert one.dtype == other.dtype, what
         assert one.shape == other.shape, what
-        assert one.tobytes() == other.tobytes(), what
+        assert np.asarray(one).tobytes() == np.asarray(other).tobytes(), what
 
 
 def random_like(key, tree):

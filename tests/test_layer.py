@@ -1,6 +1,7 @@
 """One suite of properties, run for every layer."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -111,9 +112,7 @@ def draw(name, key, shape=(T, B)):
     params = layer.init(keys[0])
     params = jax.tree.map(lambda p, n: p + 0.1 * n, params, random_like(keys[1], params))
     state = layer.initial_state(params, shape[1:])
-    state = jax.tree.map(
-        lambda s: s + 0.5 if jnp.issubdtype(s.dtype, jnp.floating) else s, state
-    )
+    state = jax.tree.map(lambda s: s + 0.5 if jnp.issubdtype(s.dtype, jnp.floating) else s, state)
     mask, resets = draw_marks(keys[2], shape)
     return layer, params, state, draw_inputs(layer, keys[3], shape), mask, resets
 
@@ -256,10 +255,7 @@ def test_packed_sequences_equal_each_sequence_alone(key, name, reverse):
     resets = jnp.zeros((T,), bool).at[jnp.asarray(seams[:-1])].set(True)
     unroll = jax.jit(functools.partial(layer.unroll, reverse=reverse))
     last, ys = unroll(params, None, xs, resets=resets)
-    alone = [
-        unroll(params, None, xs[low:high])
-        for low, high in zip(seams, seams[1:], strict=False)
-    ]
+    alone = [unroll(params, None, xs[low:high]) for low, high in itertools.pairwise(seams)]
     assert_close(ys, jnp.concatenate([y for _, y in alone]), length=T * 8)
     if layer.causal:
         assert_close(last, alone[0 if reverse else -1][0], length=T * 8)

@@ -116,7 +116,10 @@ def test_a_deep_network_and_its_gradients_equal_the_oracle(key, depth, direction
         return ys, *pull(cotangent)
 
     as_dicts = [
-        [{f: np.asarray(v) for f, v in p._asdict().items()} for p in ([q] if directions == 1 else q)]
+        [
+            {f: np.asarray(v) for f, v in p._asdict().items()}
+            for p in ([q] if directions == 1 else q)
+        ]
         for q in params
     ]
     for k in jax.random.split(key, DRAWS):
@@ -193,9 +196,9 @@ def transformations(function, mask, resets):
             )(h, x, m, r),
             in_axes=(None, 0, 1, 1, 1),
         )(*a, mask, resets),
-        "vmap over parameters": lambda a: jax.vmap(
-            lambda p: jax.grad(lambda p: energy((p, *a[1:])))(p)
-        )(jax.tree.map(lambda w: jnp.stack([w, 2 * w]), a[0])),
+        "vmap over parameters": lambda a: jax.vmap(jax.grad(lambda p: energy((p, *a[1:]))))(
+            jax.tree.map(lambda w: jnp.stack([w, 2 * w]), a[0])
+        ),
         "jacfwd over vmap of grad": lambda a: jax.jacfwd(
             lambda h: jax.vmap(jax.grad(lambda h: jnp.sum(energy((a[0], h, a[2])))))(h[None])
         )(a[1]),
@@ -214,9 +217,9 @@ def test_every_transformation_equals_that_of_the_plain_scan(key, name, jit):
         wrapped = jax.jit if jit else lambda f: f
         got, expected = (
             wrapped(
-                transformations(
-                    lambda *a, f=function, o=extra, **k: f(*a, **o, **k), mask, resets
-                )[name]
+                transformations(lambda *a, f=function, o=extra, **k: f(*a, **o, **k), mask, resets)[
+                    name
+                ]
             )(arguments)
             for function, extra in (
                 (jaxrnn.unroll, options),
@@ -276,7 +279,7 @@ def test_what_stands_in_masked_inputs_changes_no_bit(key, poison, options, name)
 
 
 def test_a_reset_stops_nan_in_the_state_before_it(key):
-    (params, h0, xs), _, _, cotangents = draw(key)
+    (params, h0, xs), _, _, _cotangents = draw(key)
     resets = jnp.zeros((T, B), bool).at[4].set(True)
     xs = xs.at[2, 0].set(jnp.nan)
     h_last, hs = jaxrnn.unroll(params, h0, xs, resets=resets)
@@ -339,9 +342,7 @@ def test_products_of_bfloat16_accumulate_in_float32():
         jnp.zeros((units, 1), jnp.bfloat16), jnp.ones((units, units), jnp.bfloat16)
     )
     h0 = jnp.full((units,), 2.0**-9, jnp.bfloat16)
-    h, _ = jaxrnn.unroll(
-        params, h0, jnp.zeros((1, 1), jnp.bfloat16), activation=jax.nn.identity
-    )
+    h, _ = jaxrnn.unroll(params, h0, jnp.zeros((1, 1), jnp.bfloat16), activation=jax.nn.identity)
     assert (h == units * 2.0**-9).all()  # 2048 terms: in bfloat16 the sum would stop growing
 
 
