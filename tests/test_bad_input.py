@@ -599,7 +599,8 @@ ROWS = [
 # Refused, but late or unclearly, or let through: to be mended in cell.py and recurrence.py.
 # What the caller's own function returns is known only when it, or the layer below it, has run.
 JUDGED_BY_RUNNING = re.compile(
-    r"init_rnn: w_\w+ (of|that|a maker)|scanned: st|make_train_step: loss (a|of|with)|residual: of an"
+    r"init_rnn: w_\w+ (of|that|a maker)|scanned: st|"
+    r"make_train_step: loss (a|of|with)|residual: of an"
 )
 
 

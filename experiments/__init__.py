@@ -1,0 +1,1 @@
+"""Experiments that measure what jaxrnn claims: ``python -m experiments`` runs the tour."""

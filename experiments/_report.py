@@ -1,0 +1,125 @@
+"""What every experiment shares: its options, its findings, its folder and the table it prints."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+_PIPE_WIDTH = 118
+
+Data = dict[str, Any]
+"""Measurements: dicts, strings, numbers and NumPy arrays, as JSON can hold them."""
+
+Tick = Callable[[float, str], None]
+"""``tick(done, doing)``: the part done, from 0 to 1, and what comes next."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """The options that every experiment has."""
+
+    seed: int = 0
+    """Seed of every random number."""
+    folder: Path | None = None
+    """Folder to write into; without it a new one, runs/NAME-YYYYmmdd-HHMMSS."""
+
+
+class Finding(NamedTuple):
+    """One row of the table.
+
+    holds: whether `measured` meets `criterion`, computed from the data. required: whether the
+    program fails where it does not.
+    """
+
+    name: str
+    claim: str
+    criterion: str
+    measured: str
+    holds: bool
+    required: bool = False
+
+    @property
+    def verdict(self) -> str:
+        """The word that the table prints."""
+        return "holds" if self.holds else "REFUTED"
+
+
+class Result(NamedTuple):
+    """What `run` returns: measurements, and the findings drawn from them."""
+
+    data: Data
+    findings: list[Finding]
+
+
+def within(tick: Tick, start: float, stop: float, prefix: str) -> Tick:
+    """The `tick` of a part of the work that takes from `start` to `stop` of the whole."""
+
+    def part(done: float, doing: str) -> None:
+        tick(start + done * (stop - start), f"{prefix}: {doing}" if doing else prefix)
+
+    return part
+
+
+@contextmanager
+def progress_bar(console: Console) -> Iterator[Tick]:
+    """A progress bar that shows what is being measured."""
+    columns = (SpinnerColumn(), BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("starting", total=1.0)
+        yield lambda done, doing: progress.update(task, completed=done, description=escape(doing))
+
+
+def open_folder(name: str, folder: Path | None) -> Path:
+    """Make the folder of a run."""
+    if folder is None:
+        folder = Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def write_run(folder: Path, config: RunConfig, result: Result) -> None:
+    """Write config.json, metrics.json and findings.csv."""
+    _write_json(folder / "config.json", dataclasses.asdict(config))
+    _write_json(folder / "metrics.json", result.data)
+    with (folder / "findings.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["name", "claim", "criterion", "measured", "verdict"])
+        for finding in result.findings:
+            writer.writerow([*finding[:4], finding.verdict])
+
+
+def print_findings(console: Console, title: str, findings: Sequence[Finding]) -> None:
+    """Print the table: claim, measured, verdict."""
+    table = Table(title=title, show_lines=True, title_justify="left", expand=True)
+    table.add_column("", no_wrap=True)
+    table.add_column("claim", ratio=10)
+    table.add_column("measured", ratio=9)
+    table.add_column("verdict", no_wrap=True)
+    for finding in findings:
+        colour = "green" if finding.holds else "red"
+        claim = f"{escape(finding.claim)}\n[dim]holds if {escape(finding.criterion)}[/dim]"
+        verdict = f"[{colour}]{finding.verdict}[/{colour}]"
+        table.add_row(finding.name, claim, escape(finding.measured), verdict)
+    # A pipe has no width of its own, and rich would squeeze the table into 80 columns.
+    (console if console.is_terminal else Console(width=_PIPE_WIDTH)).print(table)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1, default=_plain) + "\n", encoding="utf-8")
+
+
+def _plain(value: Any) -> Any:
+    """A value that JSON has no form for, as one that it has."""
+    return str(value) if isinstance(value, Path) else np.asarray(value).tolist()

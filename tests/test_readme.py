@@ -1,0 +1,40 @@
+"""What the README says is run, or compared with what is run."""
+
+import re
+from pathlib import Path
+
+import jax
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_example_runs_as_printed_and_learns(capsys):
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len([line for line in example.splitlines() if line.strip()]) <= 15
+    with jax.numpy_dtype_promotion("standard"), jax.enable_x64(False):  # optax mixes dtypes
+        exec(compile(example, "README.md", "exec"), {})
+    first, last = (float(word) for word in capsys.readouterr().out.split())
+    assert last < first / 10
+
+
+def test_the_gate_runs_the_readme_s_test_command():
+    commands = re.findall(r"^    (python3 -m venv .*)$", README, re.MULTILINE)
+    assert len(commands) == 2
+    assert commands[1] in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def test_the_map_and_the_figures_name_files_that_exist():
+    listed = set(re.findall(r"`(?:jaxrnn/)?(\w+\.py)`", README.split("## Map")[1]))
+    modules = {path.name for path in (ROOT / "jaxrnn").glob("[a-z]*.py")}
+    assert listed == modules
+    figures = re.findall(r"!\[.*?\]\((.*?)\)", README)
+    assert figures
+    assert all((ROOT / figure).is_file() for figure in figures)
+
+
+@pytest.mark.parametrize("heading", ["Install", "Example", "The tour", "Tests", "Map"])
+def test_the_readme_has_its_sections_and_is_short(heading):
+    assert f"\n## {heading}\n" in README
+    assert len(README.splitlines()) <= 120
