@@ -11,13 +11,8 @@ from jaxrnn import Key, Layer, Params
 
 @functools.partial(jax.jit, static_argnums=0)
 def init_networks(layer: Layer, keys: Key) -> Params:
-    """The parameters of one network for each of `keys`, stacked along a leading axis.
-
-    A loop, not ``vmap``: two batched QR factorisations (of orthogonal initialisation) that run side
-    by side in one program can wait for each other for ever on a machine of two cores (jaxlib
-    0.10.2), because each blocks a worker of the pool that its parts are to run on.
-    """
-    return jax.lax.map(layer.init, keys)
+    """The parameters of one network for each of `keys`, stacked along a leading axis."""
+    return jax.vmap(layer.init)(keys)
 
 
 def count_layers(depth: str) -> str:

@@ -211,3 +211,15 @@ def test_the_univariate_network_has_two_weights(key):
         expected.append([h])
     hs = jaxrnn.unroll(params, None, np.array(xs)[:, None])[1]
     assert_close(hs, np.array(expected), length=2 * len(xs))
+
+
+def test_a_deep_network_is_drawn_for_many_seeds_in_one_program(key):
+    net = jaxrnn.stack(*(jaxrnn.vanilla_rnn(16, 16, dtype=jnp.float64) for _ in range(3)))
+    keys = jax.random.split(key, 32)
+    draw = jax.jit(jax.vmap(net.init))
+    for _ in range(20):  # factorisations side by side in one program could wait for each other
+        drawn = jax.block_until_ready(draw(keys))
+    alone = net.init(keys[7])
+    for got, expected in zip(jax.tree.leaves(drawn), jax.tree.leaves(alone), strict=True):
+        # 15 reflections of 16 entries each
+        np.testing.assert_allclose(got[7], expected, rtol=0, atol=2.3e-16 * 15 * 16)
