@@ -159,7 +159,7 @@ def plot(data: Data, folder: Path) -> None:
         top.set(ylabel="correct answers (%)", ylim=(35, 104))
         mark_steps(bottom, list(lags))
         bottom.set(xlabel="steps of noise k after the sign", ylabel="gradient norm (power of ten)")
-        top.legend(loc="lower left", bbox_to_anchor=(0, 0.2))
+        top.legend(loc="center left")
         bottom.legend(loc="lower left")
         means = [np.mean(net["accuracy"], axis=1) for net in networks.values()]
         reach = [
