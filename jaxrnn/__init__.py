@@ -16,7 +16,13 @@ from jaxrnn.sequences import (
     sliding_windows,
     unpack_sequences,
 )
-from jaxrnn.training import TrainState, fit, init_train_state, make_train_step
+from jaxrnn.training import (
+    TrainState,
+    fit,
+    init_train_state,
+    make_train_step,
+    make_truncated_train_step,
+)
 
 __version__ = "0.1.0"
 
@@ -43,6 +49,7 @@ __all__ = [
     "init_train_state",
     "initializers",
     "make_train_step",
+    "make_truncated_train_step",
     "mask_from_lengths",
     "masked_mean",
     "pack_sequences",

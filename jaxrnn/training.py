@@ -17,6 +17,7 @@ from jaxrnn._types import Array, Key, Params
 
 Metrics = dict[str, Array]
 LossFn = Callable[[Params, Any, Key], tuple[Array, Metrics]]
+WindowLossFn = Callable[[Params, Any, Any, Key], tuple[Array, tuple[Any, Metrics]]]
 TrainStep = Callable[["TrainState", Any], tuple["TrainState", Metrics]]
 MakeBatch = Callable[[Key, Array], Any]
 
@@ -24,28 +25,30 @@ MakeBatch = Callable[[Key, Array], Any]
 class TrainState(NamedTuple):
     """All that the next training step depends on.
 
-    step: int32 scalar, the number of steps taken. params: the caller's pytree.
+    step: int32 scalar, the number of steps (updates) taken. params: the caller's pytree.
     opt_state: optax's. key: the run's random key; it never changes, and each step folds its number
     into it, so that a run resumed from a saved state repeats what it would have done.
+    carry: what truncated back-propagation takes from window to window, the recurrent states.
     """
 
     step: Array
     params: Params
     opt_state: optax.OptState
     key: Key
+    carry: Any = None
 
 
 def init_train_state(
-    params: Params, optimizer: optax.GradientTransformation, key: Key
+    params: Params, optimizer: optax.GradientTransformation, key: Key, *, carry: Any = None
 ) -> TrainState:
-    """The state before the first step.
+    """The state before the first step; `carry` is for `make_truncated_train_step`.
 
     Raises:
       TypeError, ValueError: `optimizer` is not an optax transformation, `key` not a random key.
     """
     _check_optimizer(optimizer)
     check_key("key", key)
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), key)
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), key, carry)
 
 
 def make_train_step(loss_fn: LossFn, optimizer: optax.GradientTransformation) -> TrainStep:
@@ -59,26 +62,90 @@ def make_train_step(loss_fn: LossFn, optimizer: optax.GradientTransformation) ->
       The step. Its metrics are those of `loss_fn` and ``loss`` and ``grad_norm``, the global norm
       of the gradient before the optimizer.
     """
-    _check_optimizer(optimizer)
     if not callable(loss_fn):
         raise TypeError(f"loss_fn is {loss_fn!r}, expected a function of (params, batch, key)")
 
-    def checked_loss(params: Params, batch: Any, key: Key) -> tuple[Array, Metrics]:
+    def loss_of_window(
+        params: Params, carry: Any, batch: Any, key: Key
+    ) -> tuple[Array, tuple[Any, Metrics]]:
         result = loss_fn(params, batch, key)
         _check_loss(result)
+        loss, metrics = result
+        return loss, (carry, metrics)
+
+    return _make_update(loss_of_window, optimizer)
+
+
+def make_truncated_train_step(
+    loss_fn: WindowLossFn, optimizer: optax.GradientTransformation, window: int
+) -> TrainStep:
+    """A training step by truncated back-propagation through time, ``(state, batch) -> (state,
+    metrics)``: one update a window of `window` steps, the recurrent state carried from each window
+    to the next and the gradient cut between them (Williams & Peng 1990, BPTT(h; h') with h = h').
+
+    Args:
+      loss_fn: ``(params, carry, batch, key) -> (loss, (carry, metrics))`` of one window, with the
+        carry of the same structure, shapes and dtypes as it was given: say the state that
+        ``layer.unroll(params, carry, xs)`` takes and returns. Marks of `resets` in the batch begin
+        new sequences.
+      optimizer: as for `make_train_step`.
+      window: the most steps of one window.
+
+    Returns:
+      The step. Its batch is a pytree of time-major arrays [T, ...]; what T leaves over after whole
+      windows is one shorter window, compiled with the others in one program. It starts from
+      ``state.carry`` (`init_train_state` takes the first) and leaves the last there, so that the
+      next batch may go on with the same streams. Its metrics are [windows], those of
+      `make_train_step`. ``state.step`` counts updates. A window of T or more steps is plain
+      back-propagation through time.
+    """
+    window = check_size("window", window)
+    if not callable(loss_fn):
+        raise TypeError(
+            f"loss_fn is {loss_fn!r}, expected a function of (params, carry, batch, key)"
+        )
+
+    def loss_of_window(
+        params: Params, carry: Any, batch: Any, key: Key
+    ) -> tuple[Array, tuple[Any, Metrics]]:
+        result = loss_fn(params, carry, batch, key)
+        _check_window_loss(result, carry)
         return result
 
-    value_and_grad = jax.value_and_grad(checked_loss, has_aux=True)
+    update = _make_update(loss_of_window, optimizer)
 
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        num_steps = _check_time_axis(batch)
+        whole = num_steps // window * window
+        windows = jax.tree.map(
+            lambda leaf: leaf[:whole].reshape(-1, window, *leaf.shape[1:]), batch
+        )
+        parts: list[Metrics] = []
+        if whole or not num_steps:  # of no steps at all, no window
+            state, metrics = lax.scan(update, state, windows)
+            parts.append(metrics)
+        if whole < num_steps:
+            state, metrics = update(state, jax.tree.map(lambda leaf: leaf[whole:], batch))
+            parts.append(jax.tree.map(lambda leaf: leaf[None], metrics))
+        return state, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+
+    return train_step
+
+
+def _make_update(loss_fn: WindowLossFn, optimizer: optax.GradientTransformation) -> TrainStep:
+    """One update of the parameters."""
+    _check_optimizer(optimizer)
+    value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+
+    def update(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         key_loss = _step_keys(state)[1]
-        (loss, metrics), grads = value_and_grad(state.params, batch, key_loss)
+        (loss, (carry, metrics)), grads = value_and_grad(state.params, state.carry, batch, key_loss)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {**metrics, "loss": loss, "grad_norm": optax.tree.norm(grads)}
-        return TrainState(state.step + 1, params, opt_state, state.key), metrics
+        return TrainState(state.step + 1, params, opt_state, state.key, carry), metrics
 
-    return train_step
+    return update
 
 
 def fit(
@@ -169,6 +236,33 @@ def _check_loss(result: Any) -> None:
     loss = jnp.asarray(result[0])
     check_shape("loss", loss, ())
     check_floating("loss", loss)
+
+
+def _check_window_loss(result: Any, carry: Any) -> None:
+    if not isinstance(result, tuple) or len(result) != 2:
+        kind = type(result).__name__
+        raise TypeError(f"loss_fn returns a {kind}, expected (loss, (carry, dict of metrics))")
+    loss, aux = result
+    if not isinstance(aux, tuple) or len(aux) != 2:
+        kind = type(aux).__name__
+        raise TypeError(f"loss_fn returns (loss, {kind}), expected (loss, (carry, metrics))")
+    _check_loss((loss, aux[1]))
+    before, after = (_describe_arrays(tree) for tree in (carry, aux[0]))
+    if before != after:
+        raise ValueError(f"loss_fn returns the carry {after}, expected as it was given, {before}")
+
+
+def _describe_arrays(tree: Any) -> str:
+    return str(jax.tree.map(lambda leaf: jax.typeof(leaf).str_short(), tree))
+
+
+def _check_time_axis(batch: Any) -> int:
+    """T, the length of every array of the batch."""
+    lengths = [leaf.shape[:1] for leaf in jax.tree.leaves(batch)]
+    if not lengths or len(set(lengths)) > 1 or not lengths[0]:
+        got = ", ".join(str(leaf.shape) for leaf in jax.tree.leaves(batch)) or "no array"
+        raise ValueError(f"batch has {got}, expected arrays [T, ...] of one length")
+    return lengths[0][0]
 
 
 def _check_optimizer(optimizer: Any) -> None:

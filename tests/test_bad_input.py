@@ -579,6 +579,48 @@ def training_rows():
         yield f"make_train_step: loss {what}", call, error, name, got
 
 
+def truncated_rows():
+    sgd = optax.sgd(0.1)
+    state = TrainState(ints(), ones(2), sgd.init(ones(2)), KEY, ones(3))
+    make = jaxrnn.make_truncated_train_step
+
+    def good(params, carry, batch, key):
+        return jnp.sum(params), (carry, {})
+
+    yield from numbers("truncated", lambda n: make(good, sgd, n), "window", SIZES)
+    for what, loss, optimizer, name, got in [
+        ("loss None", None, sgd, "loss_fn", "None"),
+        ("rate", good, 0.1, "optimizer", "float"),
+    ]:
+        call = functools.partial(make, loss, optimizer, 2)
+        yield f"truncated: {what}", call, TypeError, name, got
+    for what, batch, got in [
+        ("empty", {}, "no array"),
+        ("of a scalar", jnp.ones(()), "()"),
+        ("of two lengths", (ones(3), ones(4)), "(4,)"),
+    ]:
+        call = functools.partial(make(good, sgd, 2), state, batch)
+        yield f"truncated: batch {what}", call, ValueError, "batch", got
+    for what, result, error, name, got in [
+        ("a vector", lambda p, c: (p, (c, {})), ValueError, "loss", "(2,)"),
+        ("alone", lambda p, c: p[0], TypeError, "loss_fn", "Tracer"),
+        ("without metrics", lambda p, c: (p[0], c), TypeError, "loss_fn", "Tracer"),
+        ("with metrics in a list", lambda p, c: (p[0], (c, [])), TypeError, "loss_fn", "list"),
+        ("with a longer carry", lambda p, c: (p[0], (ones(4), {})), ValueError, "loss_fn", "[4]"),
+        (
+            "with a carry of ints",
+            lambda p, c: (p[0], (ints(3), {})),
+            ValueError,
+            "loss_fn",
+            "int32",
+        ),
+        ("without a carry", lambda p, c: (p[0], (None, {})), ValueError, "loss_fn", "None"),
+    ]:
+        loss = functools.partial(lambda result, p, c, batch, key: result(p, c), result)
+        call = functools.partial(make(loss, sgd, 2), state, ones(5))
+        yield f"truncated: loss {what}", call, error, name, got
+
+
 ROWS = [
     row
     for rows in (
@@ -591,6 +633,7 @@ ROWS = [
         compose_rows,
         sequence_rows,
         training_rows,
+        truncated_rows,
     )
     for row in rows()
 ]
@@ -600,7 +643,7 @@ ROWS = [
 # What the caller's own function returns is known only when it, or the layer below it, has run.
 JUDGED_BY_RUNNING = re.compile(
     r"init_rnn: w_\w+ (of|that|a maker)|scanned: st|"
-    r"make_train_step: loss (a|of|with)|residual: of an"
+    r"(make_train_step|truncated): loss (a|of|with)|residual: of an"
 )
 
 
