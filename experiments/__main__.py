@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import tyro
 from rich.console import Console
 
 from experiments._report import (
     Data,
+    InputError,
     Result,
     RunConfig,
     Tick,
-    open_folder,
+    check_config,
+    name_folder,
     print_findings,
     progress_bar,
+    read_config,
     write_run,
 )
 
-EXPERIMENTS = ("tour", "bench")
+EXPERIMENTS = ("tour", "bench", "forecast")
 """The names of the experiments: the modules of this package that keep `Experiment`."""
 
 
@@ -47,23 +51,61 @@ def main(arguments: Sequence[str]) -> int:
         for known in EXPERIMENTS:
             print(f"{known:12} {_describe(known)}")
         return 0
+    try:
+        return _run(name, arguments[1:])
+    except InputError as error:
+        print(f"python -m experiments {name}: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(name: str, arguments: Sequence[str]) -> int:
     experiment = _load(name)
-    config = tyro.cli(
-        experiment.Config,
-        prog=f"python -m experiments {name}",
-        description=experiment.__doc__,
-        args=arguments[1:],
-    )
+    config = _read_config(name, experiment, arguments)
+    resumed = getattr(config, "resume", None)
+    folder = resumed or name_folder(name, config.folder)
+    if resumed is None and (folder / "checkpoints").exists():
+        raise InputError(f"{folder} holds a run that was cut or ended; --resume {folder} goes on")
+    config = dataclasses.replace(config, folder=folder)
     console = Console()
-    folder = open_folder(name, config.folder)
-    with progress_bar(console) as progress:
-        result = experiment.run(config, progress)
-        progress(1.0, "drawing figures")
-        write_run(folder, config, result)
-        experiment.plot(result.data, folder)
+    try:
+        with progress_bar(console) as progress:
+            result = experiment.run(config, progress)
+            progress(1.0, "drawing figures")
+            write_run(folder, config, result)
+            experiment.plot(result.data, folder)
+    except KeyboardInterrupt:
+        hint = f"; go on with --resume {folder}" if hasattr(config, "resume") else ""
+        print(f"stopped{hint}", file=sys.stderr)
+        return 130
     print_findings(console, _describe(name), result.findings)
     print(f"figures and data: {folder}")
     return int(any(f.required and not f.holds for f in result.findings))
+
+
+def _read_config(name: str, experiment: Experiment, arguments: Sequence[str]) -> RunConfig:
+    """The options; with --resume those of the run to go on with, and no others."""
+
+    def parse(default: RunConfig | None) -> Any:
+        return tyro.cli(
+            experiment.Config,
+            prog=f"python -m experiments {name}",
+            description=experiment.__doc__,
+            args=arguments,
+            default=default,
+        )
+
+    config = parse(None)
+    folder = getattr(config, "resume", None)
+    if folder is not None:
+        saved = read_config(folder, experiment.Config)
+        config = parse(dataclasses.replace(cast(Any, saved), resume=folder))
+        for field in dataclasses.fields(config):
+            got, had = getattr(config, field.name), getattr(saved, field.name)
+            if got != had and field.name not in ("resume", "save_seconds"):
+                option = "--" + field.name.replace("_", "-")
+                raise InputError(f"{option} is {got}, but the run in {folder} has {had}")
+    check_config(config)
+    return config
 
 
 def _read_name(arguments: Sequence[str]) -> str | None:

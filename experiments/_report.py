@@ -12,18 +12,31 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 _PIPE_WIDTH = 118
+_CONFIG_FILE = "config.json"
 
 Data = dict[str, Any]
 """Measurements: dicts, strings, numbers and NumPy arrays, as JSON can hold them."""
 
 Tick = Callable[[float, str], None]
 """``tick(done, doing)``: the part done, from 0 to 1, and what comes next."""
+
+
+class InputError(ValueError):
+    """What a person gave, an option or a file, cannot be used; the text says where and why."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,23 +88,55 @@ def within(tick: Tick, start: float, stop: float, prefix: str) -> Tick:
 @contextmanager
 def progress_bar(console: Console) -> Iterator[Tick]:
     """A progress bar that shows what is being measured."""
-    columns = (SpinnerColumn(), BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=console, transient=True) as progress:
+    columns = (
+        SpinnerColumn(),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
+    # The speed is that of the last ten minutes: a compiled call can take many seconds.
+    with Progress(*columns, console=console, transient=True, speed_estimate_period=600) as progress:
         task = progress.add_task("starting", total=1.0)
         yield lambda done, doing: progress.update(task, completed=done, description=escape(doing))
 
 
-def open_folder(name: str, folder: Path | None) -> Path:
-    """Make the folder of a run."""
-    if folder is None:
-        folder = Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+def name_folder(name: str, folder: Path | None) -> Path:
+    """The folder of a run, which is made when there is something to write."""
+    return folder or Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def check_config(config: RunConfig) -> None:
+    """Refuse options outside the ranges that their annotations state."""
+    try:
+        TypeAdapter(type(config)).validate_python(dataclasses.asdict(config))
+    except ValidationError as error:
+        raise InputError(_describe_error(error)) from None
+
+
+def write_config(folder: Path, config: RunConfig) -> None:
+    """Write config.json, whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    partial = folder / f"{_CONFIG_FILE}.partial"
+    partial.write_bytes(TypeAdapter(type(config)).dump_json(config, indent=1) + b"\n")
+    partial.replace(folder / _CONFIG_FILE)
+
+
+def read_config(folder: Path, kind: type[RunConfig]) -> RunConfig:
+    """The config that `write_config` wrote into `folder`."""
+    path = folder / _CONFIG_FILE
+    try:
+        return TypeAdapter(kind).validate_json(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; expected the folder of a run") from None
+    except ValidationError as error:
+        raise InputError(f"{path}: {_describe_error(error)}") from None
 
 
 def write_run(folder: Path, config: RunConfig, result: Result) -> None:
     """Write config.json, metrics.json and findings.csv."""
-    _write_json(folder / "config.json", dataclasses.asdict(config))
+    write_config(folder, config)
     _write_json(folder / "metrics.json", result.data)
     with (folder / "findings.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -122,4 +167,11 @@ def _write_json(path: Path, value: Any) -> None:
 
 def _plain(value: Any) -> Any:
     """A value that JSON has no form for, as one that it has."""
-    return str(value) if isinstance(value, Path) else np.asarray(value).tolist()
+    return np.asarray(value).tolist()
+
+
+def _describe_error(error: ValidationError) -> str:
+    """The first of pydantic's complaints: which option, what it is, what was expected."""
+    first = error.errors()[0]
+    option = "--" + ".".join(str(part).replace("_", "-") for part in first["loc"])
+    return f"{option} is {first['input']!r}: {first['msg']}"

@@ -1,0 +1,254 @@
+"""Train networks side by side, stop each by its validation, save, and go on where a run was cut."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from pydantic import Field
+
+from experiments._report import Data, InputError, RunConfig, Tick, write_config
+from jaxrnn import Array, Params, TrainState, fit
+from jaxrnn.training import MakeBatch, TrainStep
+
+Positive = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+PositiveFraction = Annotated[float, Field(gt=0, lt=0.5)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+CHECKPOINTS = "checkpoints"
+"""The folder in a run's folder where training is saved."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig(RunConfig):
+    """The options of every experiment that trains."""
+
+    resume: Path | None = None
+    """Folder of a run that was cut: go on from its last save, with the options it had."""
+    seeds: Positive = 1
+    """Networks to train side by side in one vmapped call; tables give their mean and spread."""
+    steps: Positive = 1000
+    """Training steps at most; validation may stop a network before."""
+    eval_every: Positive = 50
+    """Training steps from one validation to the next, all in one compiled call."""
+    patience: Positive = 10
+    """Validations without a new best after which a network has stopped."""
+    save_seconds: NotNegative = 30.0
+    """Save at the first validation that is this many seconds after the last save; 0: at each."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Task:
+    """What is trained: pure functions of one network; `train` maps them over many.
+
+    name: of its checkpoints. validate: parameters to a scalar, the lower the better. inputs: arrays
+    that all of it follows from besides the options; a run is resumed with the same ones only.
+    """
+
+    name: str
+    train_step: TrainStep
+    make_batch: MakeBatch
+    validate: Callable[[Params], Array]
+    inputs: Any
+
+
+class Trained(NamedTuple):
+    """The networks [S, ...] as they were at their best validation, and how that went.
+
+    steps, validation: [S], of the best. curves: steps [E], train [E, S], validation [E, S]; NaN
+    after a network had stopped.
+    """
+
+    params: Params
+    steps: np.ndarray
+    validation: np.ndarray
+    curves: Data
+
+
+class _Run(NamedTuple):
+    """All that the rest of a run depends on; what is saved."""
+
+    state: TrainState  # [S, ...]
+    best: Params  # [S, ...]
+    best_validation: Any  # [S]
+    best_evaluation: Any  # [S] int, the evaluation of the best, from 1
+    train: Any  # [E, S], the mean loss before each evaluation
+    validation: Any  # [E, S]
+    evaluations: Any  # () int
+    inputs: Any  # [32] uint8, the digest of the task's inputs
+
+
+def train(task: Task, start: TrainState, config: TrainConfig, tick: Tick) -> Trained:
+    """Train the networks [S, ...] of `start` until each has stopped.
+
+    Saves into `config.folder` where there is one, and goes on from what `config.resume` holds.
+    Whether and when a run is cut does not change a bit of what it returns.
+    """
+    folder = config.resume or config.folder
+    run = _begin(task, start, config)
+    if folder is None:
+        return _finish(_advance_to_the_end(task, run, config, tick, _keep_nothing), config)
+    write_config(folder, config)
+    with _open_checkpoints(folder / CHECKPOINTS / task.name) as manager:
+        if manager.latest_step() is not None:
+            run = _restore(manager, run, folder)
+        last = time.monotonic()
+
+        def save(run: _Run, ended: bool) -> None:
+            nonlocal last
+            if ended or time.monotonic() - last >= config.save_seconds:
+                manager.save(int(run.evaluations), args=ocp.args.StandardSave(run))
+                last = time.monotonic()
+
+        return _finish(_advance_to_the_end(task, run, config, tick, save), config)
+
+
+def _advance_to_the_end(
+    task: Task, run: _Run, config: TrainConfig, tick: Tick, save: Callable[[_Run, bool], None]
+) -> _Run:
+    last = math.ceil(config.steps / config.eval_every)
+    while int(run.evaluations) < last and np.any(_running(run, config)):
+        size = min(config.eval_every, config.steps - int(run.evaluations) * config.eval_every)
+        state, losses, validation = _train_and_validate(task, size, run.state)
+        run = _record(run._replace(state=state), np.asarray(losses), np.asarray(validation), config)
+        ended = int(run.evaluations) == last or not np.any(_running(run, config))
+        save(run, ended)
+        tick(int(run.evaluations) / last, _describe(run, config))
+    if not np.isfinite(run.best_validation).all():
+        raise FloatingPointError("no validation of a network was finite; try a lower learning rate")
+    return run
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _train_and_validate(
+    task: Task, num_steps: int, state: TrainState
+) -> tuple[TrainState, Array, Array]:
+    def one(state: TrainState) -> tuple[TrainState, Array, Array]:
+        state, history = fit(task.train_step, state, task.make_batch, num_steps)
+        return state, jnp.mean(history["loss"]), task.validate(state.params)
+
+    return jax.vmap(one)(state)
+
+
+def _record(run: _Run, losses: np.ndarray, validation: np.ndarray, config: TrainConfig) -> _Run:
+    """The run with one more evaluation; a network that has stopped changes no more."""
+    running = _running(run, config)
+    better = running & (validation < run.best_validation)
+    row = int(run.evaluations)
+    curves = [np.array(run.train), np.array(run.validation)]
+    for curve, values in zip(curves, (losses, validation), strict=True):
+        curve[row] = np.where(running, values, np.nan)
+
+    def choose(new: Array, old: Array) -> Array:
+        return jnp.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+
+    return run._replace(
+        best=jax.tree.map(choose, run.state.params, run.best),
+        best_validation=np.where(better, validation, run.best_validation),
+        best_evaluation=np.where(better, row + 1, run.best_evaluation),
+        train=curves[0],
+        validation=curves[1],
+        evaluations=np.asarray(row + 1),
+    )
+
+
+def _running(run: _Run, config: TrainConfig) -> np.ndarray:
+    return np.asarray(run.evaluations - run.best_evaluation < config.patience)
+
+
+def _begin(task: Task, start: TrainState, config: TrainConfig) -> _Run:
+    seeds, rows = start.step.shape[0], math.ceil(config.steps / config.eval_every)
+    return _Run(
+        start,
+        start.params,
+        np.full(seeds, np.inf, np.float32),
+        np.zeros(seeds, np.int64),
+        np.full((rows, seeds), np.nan, np.float32),
+        np.full((rows, seeds), np.nan, np.float32),
+        np.asarray(0),
+        _digest(task.inputs),
+    )
+
+
+def _finish(run: _Run, config: TrainConfig) -> Trained:
+    done = int(run.evaluations)
+    steps = np.minimum(np.arange(1, done + 1) * config.eval_every, config.steps)
+    curves = {"steps": steps, "train": run.train[:done], "validation": run.validation[:done]}
+    best_steps = np.minimum(run.best_evaluation * config.eval_every, config.steps)
+    return Trained(run.best, best_steps, np.asarray(run.best_validation), curves)
+
+
+def _describe(run: _Run, config: TrainConfig) -> str:
+    """What the progress bar says: means over the networks that still run."""
+    row = int(run.evaluations) - 1
+    step = min((row + 1) * config.eval_every, config.steps)
+    return (
+        f"step {step} of {config.steps}, loss {np.nanmean(run.train[row]):.4g}, "
+        f"validation {np.nanmean(run.validation[row]):.4g}"
+    )
+
+
+def _keep_nothing(run: _Run, ended: bool) -> None:
+    del run, ended
+
+
+# Folders
+
+
+def _open_checkpoints(path: Path) -> ocp.CheckpointManager:
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=2, enable_async_checkpointing=False, cleanup_tmp_directories=True
+    )
+    return ocp.CheckpointManager(path.resolve(), options=options)
+
+
+def _restore(manager: ocp.CheckpointManager, run: _Run, folder: Path) -> _Run:
+    """The run as it was saved last."""
+    try:
+        restored = manager.restore(manager.latest_step(), args=ocp.args.StandardRestore(run))
+    except Exception as error:  # orbax and tensorstore document no classes
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{folder / CHECKPOINTS} cannot be read: {reason}") from error
+    if not np.array_equal(restored.inputs, run.inputs):
+        raise InputError(f"{folder} was trained on other data than those that it now reads")
+    return restored
+
+
+def _digest(inputs: Any) -> np.ndarray:
+    """SHA-256 [32] of the arrays of a pytree and of its structure."""
+    leaves, structure = jax.tree.flatten(inputs)
+    digest = hashlib.sha256(str(structure).encode())
+    for leaf in leaves:
+        array = np.asarray(leaf)
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return np.frombuffer(digest.digest(), np.uint8)
+
+
+# What tables and files say of it
+
+
+def describe_seeds(values: Any, digits: int = 3) -> str:
+    """Mean and spread over seeds: 1.234 ± 0.005 (5 seeds), or the value of one."""
+    values = np.asarray(values)
+    if values.size == 1:
+        return f"{values.mean():.{digits}f}"
+    spread = values.std(ddof=1)
+    return f"{values.mean():.{digits}f} ± {spread:.{digits}f} ({values.size} seeds)"
+
+
+def record(trained: Trained) -> Mapping[str, Any]:
+    """What the data of an experiment keep of a training."""
+    return {"steps": trained.steps, "validation": trained.validation, "curves": trained.curves}

@@ -1,0 +1,512 @@
+"""Forecasts of a real series, one and many steps ahead, with bands from an ensemble.
+
+Claim: an ensemble of vanilla networks forecasts the held-out end of a series better than
+persistence and than seasonal persistence, one step ahead and over the whole horizon, and 80 % of
+what happens lies in its 80 % bands. Refuted by the root mean square errors, and by the share of
+test values inside the bands. A linear autoregression fitted on the same past stands in the same
+table.
+
+The series is cut in time: the networks and the autoregression are fitted on the beginning, chosen
+on the validation part (stopping; the autoregression's order; the bands' noise) and tested on the
+end, which nothing is chosen on. By default it is the yearly sunspot numbers; `--csv FILE --column
+NAME` reads others. A missing value (an empty field) is told to the network by a mark; a step
+without any value is not taken (`mask`); at a gap, where rows are absent, the state begins anew
+(`resets`) and nothing is forecast across. Long series are trained by truncated back-propagation.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from experiments._autoregression import forecast_simply
+from experiments._figures import BLACK, BLUE, GREY, SERIES, saved_figure, say
+from experiments._networks import init_networks
+from experiments._report import Data, Finding, InputError, Result, Tick
+from experiments._training import (
+    NotNegative,
+    Positive,
+    PositiveFloat,
+    PositiveFraction,
+    Task,
+    TrainConfig,
+    describe_seeds,
+    record,
+    train,
+)
+from experiments.data.series import Series, load_sunspots, read_csv
+from jaxrnn import (
+    Array,
+    Key,
+    Layer,
+    Params,
+    TrainState,
+    dense,
+    init_train_state,
+    initializers,
+    make_truncated_train_step,
+    masked_mean,
+    stack,
+    vanilla_rnn,
+)
+
+_BAND = 0.8  # the share of what happens that the bands are to hold
+_PATHS = 32  # drawn by each network for the bands
+_MAX_ORIGINS = 512
+_HISTORY = 100  # rows of history in the figure
+
+
+@dataclass(frozen=True)
+class Config(TrainConfig):
+    """The options of `forecast`."""
+
+    csv: Path | None = None
+    """A comma-separated file with a header; without it the yearly sunspot numbers."""
+    column: tuple[str, ...] = ()
+    """Columns of the file to forecast, together by one network."""
+    time: str | None = None
+    """Column of the file with increasing numbers or ISO dates, whose jumps are gaps."""
+    horizon: Positive = 11
+    """Steps ahead to forecast."""
+    season: Positive = 11
+    """Steps of the seasonal persistence, and of what is compared with it."""
+    transform: Literal["none", "sqrt", "log"] | None = None
+    """What the models read of the values; by default the square root of the sunspot numbers, and
+    the values of a file as they are."""
+    hidden_size: Positive = 16
+    """Hidden units of each layer."""
+    layers: Positive = 1
+    """Vanilla layers."""
+    window: Positive = 128
+    """Steps of truncated back-propagation, and of the past that a forecast is made from."""
+    validation: PositiveFraction = 0.2
+    """Share of the rows, before the test rows, that choices are made on."""
+    test: PositiveFraction = 0.2
+    """Share of the rows, at the end, to test on."""
+    learning_rate: PositiveFloat = 0.003
+    """AdamW's learning rate."""
+    weight_decay: NotNegative = 0.3
+    """AdamW's weight decay."""
+    input_noise: NotNegative = 0.2
+    """Standard deviation of the noise on the standardised inputs in training."""
+    recurrent_gain: PositiveFloat = 0.9
+    """The recurrent matrices start orthogonal times this."""
+    max_order: Positive = 20
+    """Orders of the autoregression, from 1, among which validation chooses."""
+    seeds: Positive = 20
+    """Networks of the ensemble, trained in one vmapped call."""
+    steps: Positive = 2000
+    """Passes over the series at most; validation may stop a network before."""
+    eval_every: Positive = 20
+    """Passes from one validation to the next, in one compiled call."""
+    patience: Positive = 20
+    """Validations without a new best after which a network has stopped."""
+
+
+class _Problem(NamedTuple):
+    """A series as the models read it: transformed, and standardised by the rows to fit.
+
+    z: [T, C], NaN where missing. splits: rows to fit end, and rows to validate end.
+    """
+
+    series: Series
+    transform: str
+    z: np.ndarray
+    offset: np.ndarray  # [C]
+    scale: np.ndarray  # [C]
+    splits: tuple[int, int]
+
+
+class _Stream(NamedTuple):
+    """What the network reads [T, F], whether a step is taken [T], and where segments begin [T]."""
+
+    xs: Array
+    mask: Array
+    resets: Array
+
+
+def run(config: Config, progress: Tick) -> Result:
+    """Train the ensemble, forecast the test rows and what follows the last row."""
+    problem = _pose(_read(config), config)
+    network = _network(config, problem)
+    task, start = _make_task(config, problem, network)
+    trained = train(task, start, config, progress)
+    data: Data = {
+        "series": problem.series._asdict(),
+        "splits": problem.splits,
+        "networks": record(trained),
+        "test": _test(config, problem, network, trained.params),
+        "future": _look_ahead(config, problem, network, trained.params),
+    }
+    return Result(data, _judge(data))
+
+
+# The series
+
+
+def _read(config: Config) -> Series:
+    if config.csv is None:
+        if config.column or config.time:
+            raise InputError("--column and --time name columns of a --csv FILE, which is missing")
+        return load_sunspots()
+    if not config.column:
+        raise InputError(f"--column is missing: which columns of {config.csv} to forecast?")
+    return read_csv(config.csv, config.column, config.time)
+
+
+def _pose(series: Series, config: Config) -> _Problem:
+    rows = len(series.values)
+    first = int(rows * (1 - config.validation - config.test))
+    second = int(rows * (1 - config.test))
+    transform = config.transform or ("none" if config.csv else "sqrt")
+    if transform != "none":
+        low = np.nanmin(series.values)
+        if low < 0 or (transform == "log" and low == 0):
+            raise InputError(f"--transform {transform}: {series.name} has the value {low:g}")
+    values = _TRANSFORMS[transform][0](series.values)
+    for name, part in [
+        ("fit", values[:first]),
+        ("validate on", values[first:second]),
+        ("test on", values[second:]),
+    ]:
+        if (~np.isnan(part)).sum(axis=0).min(initial=len(part)) < 4:
+            raise InputError(f"{series.name}: fewer than 4 values to {name} in {len(part)} rows")
+    if rows - second <= config.horizon:
+        raise InputError(
+            f"--horizon is {config.horizon}, but {series.name} has {rows - second} rows to test on"
+        )
+    offset, scale = np.nanmean(values[:first], axis=0), np.nanstd(values[:first], axis=0)
+    scale = np.where(scale > 0, scale, 1.0)
+    return _Problem(series, transform, (values - offset) / scale, offset, scale, (first, second))
+
+
+def _to_units(problem: _Problem, z: Any) -> Any:
+    """Values in the series' own units, of standardised ones."""
+    return _TRANSFORMS[problem.transform][1](z * problem.scale + problem.offset)
+
+
+_TRANSFORMS: dict[str, tuple[Any, Any]] = {
+    "none": (lambda values: values, lambda z: z),
+    "sqrt": (np.sqrt, lambda z: z.clip(0) ** 2),
+    "log": (np.log, lambda z: np.exp(z) if isinstance(z, np.ndarray) else jnp.exp(z)),
+}
+
+
+# The network
+
+
+def _network(config: Config, problem: _Problem) -> Layer:
+    size = problem.z.shape[1]
+    inputs = _features(problem.z).shape[1]
+    recurrent = initializers.orthogonal(config.recurrent_gain)
+    sizes = [inputs] + [config.hidden_size] * config.layers
+    layers = [
+        vanilla_rnn(before, after, w_hh_init=recurrent)
+        for before, after in itertools.pairwise(sizes)
+    ]
+    return stack(*layers, dense(config.hidden_size, size))
+
+
+def _unroll(network: Layer, params: Params, state: Any, stream: _Stream) -> tuple[Any, Array]:
+    """The state, and forecasts [T, *B, C]: each value and the change that the network expects."""
+    xs, mask, resets = stream
+    state, changes = network.unroll(params, state, xs, mask=mask, resets=resets)
+    return state, xs[..., : changes.shape[-1]] + changes
+
+
+def _features(z: np.ndarray) -> np.ndarray:
+    """The inputs [T, F]: the values; and where any is missing in the series, which are known."""
+    known = ~np.isnan(z)
+    values = np.where(known, z, 0.0)
+    return values if known.all() else np.concatenate([values, known], axis=1)
+
+
+def _stream(problem: _Problem) -> _Stream:
+    xs = jnp.asarray(_features(problem.z), jnp.float32)
+    mask = jnp.asarray(~np.isnan(problem.z).all(axis=1))
+    return _Stream(xs, mask, jnp.asarray(problem.series.begins))
+
+
+def _make_task(config: Config, problem: _Problem, network: Layer) -> tuple[Task, TrainState]:
+    """Passes over the rows to fit; validation goes on from there."""
+    stream = _stream(problem)
+    size = problem.z.shape[1]
+    targets = jnp.asarray(np.nan_to_num(problem.z[1:]), jnp.float32)
+    # A value is forecast where it is known, the step before was taken, and no gap lies between.
+    scored = ~np.isnan(problem.z[1:]) & ~problem.series.begins[1:, None]
+    scored &= np.asarray(stream.mask)[:-1, None]
+    weights = jnp.asarray(scored)
+    first, second = problem.splits
+
+    def loss_of_window(
+        params: Params, state: Any, batch: Any, key: Key
+    ) -> tuple[Array, tuple[Any, dict[str, Array]]]:
+        (xs, mask, resets), ys, scored = batch
+        noise = config.input_noise * jax.random.normal(key, (*xs.shape[:1], size))
+        noisy = _Stream(xs.at[:, :size].add(noise), mask, resets)
+        state, forecasts = _unroll(network, params, state, noisy)
+        return masked_mean((forecasts - ys) ** 2, scored), (state, {})
+
+    def make_batch(key: Key, step: Array) -> Any:
+        del key, step
+        past = jax.tree.map(lambda leaf: leaf[: first - 1], stream)
+        return past, targets[: first - 1], weights[: first - 1]
+
+    def validate(params: Params) -> Array:
+        past = jax.tree.map(lambda leaf: leaf[: second - 1], stream)
+        forecasts = _unroll(network, params, None, past)[1]
+        part = slice(first - 1, second - 1)
+        return masked_mean((forecasts - targets[: second - 1])[part] ** 2, weights[part])
+
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.adamw(config.learning_rate, weight_decay=config.weight_decay),
+    )
+    step = make_truncated_train_step(loss_of_window, optimizer, config.window)
+    keys = jax.random.split(jax.random.key(config.seed), (2, config.seeds))
+    params = init_networks(network, keys[0])
+
+    def start(params: Params, key: Key) -> TrainState:
+        return init_train_state(params, optimizer, key, carry=network.initial_state(params))
+
+    task = Task("network", step, make_batch, validate, (stream, targets, weights))
+    return task, jax.vmap(start)(params, keys[1])
+
+
+# Forecasts
+
+
+def _test(config: Config, problem: _Problem, network: Layer, params: Params) -> Data:
+    """The forecasts made at the test rows, and their errors [H, C] in the series' units."""
+    origins = _choose_origins(config, problem)
+    values, segments = problem.series.values, np.cumsum(problem.series.begins)
+    rows = origins + 1 + np.arange(config.horizon)[:, None]  # [H, N]
+    truth = np.where(segments[rows][..., None] == segments[origins][:, None], values[rows], np.nan)
+    paths, bands = _forecast_ensemble(config, problem, network, params, origins)
+    forecasts = {
+        name: _to_units(problem, z)
+        for name, z in forecast_simply(
+            problem.z,
+            problem.series.begins,
+            problem.splits,
+            origins,
+            config.horizon,
+            season=config.season,
+            max_order=config.max_order,
+        ).items()
+    }
+    forecasts["ensemble"] = paths.mean(axis=0)
+    with np.errstate(invalid="ignore"):
+        inside = np.where(np.isnan(truth), np.nan, (bands[0] <= truth) & (truth <= bands[1]))
+    return {
+        "origins": origins,
+        "truth": truth,  # [H, N, C], NaN where unknown or behind a gap
+        "rmse": {name: _rmse(forecast, truth) for name, forecast in forecasts.items()},  # [H, C]
+        "network_rmse": _rmse(paths, truth),  # [S, H, C]
+        "last": {name: forecast[:, -1] for name, forecast in forecasts.items()},
+        "last_band": bands[:, :, -1],  # [2, H, C]
+        "coverage": np.nanmean(inside, axis=1),  # [H, C]
+        "deviation": np.nanstd(values[: problem.splits[0]], axis=0),  # [C]
+    }
+
+
+def _look_ahead(config: Config, problem: _Problem, network: Layer, params: Params) -> Data:
+    """The forecast [H, C] of what follows the last known row, and its band [2, H, C]."""
+    taken = np.flatnonzero(~np.isnan(problem.z).all(axis=1))
+    paths, bands = _forecast_ensemble(config, problem, network, params, taken[-1:])
+    return {"row": taken[-1], "forecast": paths.mean(axis=0)[:, 0], "band": bands[:, :, 0]}
+
+
+def _choose_origins(config: Config, problem: _Problem) -> np.ndarray:
+    """Rows [N] whose next `horizon` rows are all test rows: each, or 512 evenly among them."""
+    rows = np.arange(problem.splits[1] - 1, len(problem.z) - config.horizon)
+    rows = rows[~np.isnan(problem.z[rows]).all(axis=1)]
+    if not rows.size:
+        raise InputError(f"{problem.series.name}: no test row has a value to forecast from")
+    return rows[np.unique(np.linspace(0, len(rows) - 1, _MAX_ORIGINS).astype(int))]
+
+
+def _forecast_ensemble(
+    config: Config, problem: _Problem, network: Layer, params: Params, origins: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Forecasts [S, H, N, C] of each network, and the ensemble's bands [2, H, N, C].
+
+    A network's forecast feeds back its own output. The bands are quantiles over the networks and
+    over paths that each draws, with the noise of its own errors on the validation rows added to
+    what it feeds back.
+    """
+    stream = _stream(problem)
+    noise = _measure_noise(problem, network, params)  # [S, C]
+    forecast = functools.partial(_forecast, network, config.horizon, config.window)
+    over_networks = jax.vmap(forecast, in_axes=(None, None, 0, 0, 0))
+    over_paths = jax.vmap(over_networks, in_axes=(None, None, None, None, 0))
+    shape = (_PATHS, config.seeds)
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1), shape)
+    rows = jnp.asarray(origins)
+    still = over_networks(stream, rows, params, jnp.zeros_like(noise), keys[0])
+    drawn = over_paths(stream, rows, params, noise, keys)  # [P, S, H, N, C]
+    drawn = np.asarray(_to_units(problem, np.asarray(drawn, np.float64)))
+    edges = ((1 - _BAND) / 2, (1 + _BAND) / 2)
+    bands = np.quantile(drawn.reshape(-1, *drawn.shape[2:]), edges, axis=0)
+    return np.asarray(_to_units(problem, np.asarray(still, np.float64))), bands
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _forecast(
+    network: Layer,
+    horizon: int,
+    window: int,
+    stream: _Stream,
+    origins: Array,
+    params: Params,
+    noise: Array,
+    key: Key,
+) -> Array:
+    """One network's forecasts [H, N, C] after the rows `origins` [N], from `window` rows each."""
+    places = origins - window + 1 + jnp.arange(window)[:, None]  # [window, N]
+    past = jax.tree.map(lambda leaf: leaf[jnp.maximum(places, 0)], stream)
+    past = past._replace(mask=past.mask & (places >= 0))
+    state, ys = _unroll(network, params, None, past)
+    known = jnp.ones((*ys.shape[1:-1], past.xs.shape[-1] - ys.shape[-1]), ys.dtype)
+
+    def feed_back(carry: tuple[Any, Array], key: Key) -> tuple[tuple[Any, Array], Array]:
+        state, forecast = carry
+        forecast = forecast + noise * jax.random.normal(key, forecast.shape)
+        xs = jnp.concatenate([forecast, known], axis=-1)
+        state, change = network.step(params, state, xs)
+        return (state, forecast + change), forecast
+
+    return lax.scan(feed_back, (state, ys[-1]), jax.random.split(key, horizon))[1]
+
+
+def _measure_noise(problem: _Problem, network: Layer, params: Params) -> Array:
+    """The standard deviation [S, C] of each network's one-step errors on the validation rows."""
+    stream = _stream(problem)
+
+    first, second = problem.splits
+    forecasts = jax.vmap(lambda params: _unroll(network, params, None, stream)[1])(params)
+    errors = np.asarray(forecasts)[:, first - 1 : second - 1] - problem.z[first:second]
+    scored = np.asarray(stream.mask)[first - 1 : second - 1] & ~problem.series.begins[first:second]
+    return jnp.asarray(np.nan_to_num(np.nanstd(errors[:, scored], axis=1)), jnp.float32)
+
+
+def _rmse(forecasts: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Over the origins, the last axis but one."""
+    return np.sqrt(np.nanmean((forecasts - truth) ** 2, axis=-2))
+
+
+# The table and the figure
+
+
+def _judge(data: Data) -> list[Finding]:
+    test = data["test"]
+    pooled = {name: _pool(rmse, test) for name, rmse in test["rmse"].items()}
+    single = _pool(test["network_rmse"], test)  # [S, 2]
+    ours = pooled.pop("ensemble")
+    findings = []
+    for name, theirs in pooled.items():
+        findings.append(
+            Finding(
+                name,
+                f"The ensemble forecasts better than {name}.",
+                "its error on the test rows is lower, one step ahead and over the horizon",
+                f"one step {ours[0]:.3g} against {theirs[0]:.3g}, "
+                f"all {len(test['truth'])} steps {ours[1]:.3g} against {theirs[1]:.3g}",
+                bool((ours < theirs).all()),
+            )
+        )
+    coverage = float(np.nanmean(test["coverage"]))
+    return [
+        Finding(
+            "single",
+            "An ensemble forecasts better than its networks do alone.",
+            "its error over the horizon is lower than their mean",
+            f"one step {describe_seeds(single[:, 0], 2)}, "
+            f"all steps {describe_seeds(single[:, 1], 2)}; "
+            f"ensemble {ours[0]:.3g} and {ours[1]:.3g}",
+            bool(ours[1] < single[:, 1].mean()),
+        ),
+        *findings,
+        Finding(
+            "bands",
+            f"The bands hold {_BAND:.0%} of what happens.",
+            "the share of the test values inside differs by at most 10 percentage points",
+            f"{coverage:.0%} inside",
+            abs(coverage - _BAND) <= 0.1,
+        ),
+    ]
+
+
+def _pool(rmse: Any, test: Data) -> np.ndarray:
+    """RMSE one step ahead and over the horizon [..., 2]; of several columns the mean, each in units
+    of its standard deviation."""
+    rmse = np.asarray(rmse)
+    if rmse.shape[-1] > 1:
+        rmse = rmse / test["deviation"]
+    whole = np.sqrt(np.mean(rmse**2, axis=-2))
+    return np.stack([rmse[..., 0, :].mean(axis=-1), whole.mean(axis=-1)], axis=-1)
+
+
+def plot(data: Data, folder: Path) -> None:
+    """Draw history, forecasts, bands and truth of each column; write forecast.csv."""
+    _write_forecast(data, folder / "forecast.csv")
+    for place, column in enumerate(data["series"]["columns"]):
+        name = "forecast.png" if len(data["series"]["columns"]) == 1 else f"forecast-{place}.png"
+        _plot_column(data, place, column, folder / name)
+
+
+def _plot_column(data: Data, place: int, column: str, path: Path) -> None:
+    series, test, future = data["series"], data["test"], data["future"]
+    times = np.asarray(series["times"])
+    step = float(np.median(np.diff(times)))
+    ahead = np.arange(1, len(test["truth"]) + 1)
+    with saved_figure(path, (8.0, 6.5)) as figure:
+        top, bottom = figure.subplots(2, 1, height_ratios=(3, 2))
+        start = max(0, len(times) - _HISTORY)
+        top.plot(times[start:], series["values"][start:, place], color=BLACK, lw=1.2, label="truth")
+        for row, forecast, band, colour, label in [
+            (test["origins"][-1], test["last"]["ensemble"], test["last_band"], SERIES[1], "test"),
+            (future["row"], future["forecast"], future["band"], BLUE, "what follows"),
+        ]:
+            when = times[row] + step * ahead
+            top.plot(when, forecast[:, place], color=colour, lw=1.6, label=f"forecast, {label}")
+            top.fill_between(when, *band[..., place], color=colour, alpha=0.2, lw=0)
+        top.set(xlabel=series["unit"], ylabel=column)
+        top.margins(y=0.15)  # room for the legend
+        top.legend(loc="upper left", ncols=3)
+        colours = (GREY, SERIES[2], SERIES[3], SERIES[1])  # the ensemble is the last
+        for (name, rmse), colour in zip(test["rmse"].items(), colours, strict=True):
+            bottom.plot(ahead, rmse[:, place], color=colour, marker="o", ms=3, label=name)
+        bottom.set(xlabel="steps ahead", ylabel=f"test RMSE of {column}", ylim=(0, None))
+        bottom.legend(ncols=2)
+        ours, persistence = (test["rmse"][name][:, place] for name in ("ensemble", "persistence"))
+        say(
+            figure,
+            f"{series['name']}: one step ahead RMSE {ours[0]:.3g}, "
+            f"persistence {persistence[0]:.3g}",
+            f"{len(test['origins'])} forecasts of the test rows; bands of {_BAND:.0%} from "
+            f"{len(data['networks']['steps'])} networks",
+        )
+
+
+def _write_forecast(data: Data, path: Path) -> None:
+    """What follows the last row: each column's forecast, and the edges of its band."""
+    columns, future = data["series"]["columns"], data["future"]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        names = [f"{column}{part}" for column in columns for part in ("", " low", " high")]
+        writer.writerow(["steps ahead", *names])
+        for step, (forecast, low, high) in enumerate(
+            zip(future["forecast"], *future["band"], strict=True), start=1
+        ):
+            writer.writerow([step, *np.stack([forecast, low, high], axis=1).ravel().tolist()])
