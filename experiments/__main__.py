@@ -27,7 +27,7 @@ from experiments._report import (
     write_run,
 )
 
-EXPERIMENTS = ("tour", "bench", "forecast")
+EXPERIMENTS = ("tour", "bench", "forecast", "text", "movies")
 """The names of the experiments: the modules of this package that keep `Experiment`."""
 
 
@@ -78,6 +78,8 @@ def _run(name: str, arguments: Sequence[str]) -> int:
         print(f"stopped{hint}", file=sys.stderr)
         return 130
     print_findings(console, _describe(name), result.findings)
+    if result.text:
+        print(f"\n{result.text}\n")
     print(f"figures and data: {folder}")
     return int(any(f.required and not f.holds for f in result.findings))
 

@@ -70,10 +70,11 @@ class Finding(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What `run` returns: measurements, and the findings drawn from them."""
+    """What `run` returns: measurements, the findings drawn from them, and a text to print."""
 
     data: Data
     findings: list[Finding]
+    text: str = ""
 
 
 def within(tick: Tick, start: float, stop: float, prefix: str) -> Tick:

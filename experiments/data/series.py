@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import statsmodels.api
+from statsmodels.datasets import sunspots  # statsmodels.api would take seconds
 
 from experiments._report import InputError
 from experiments.data.files import read_text
@@ -38,7 +38,7 @@ class Series(NamedTuple):
 
 def load_sunspots() -> Series:
     """The yearly sunspot numbers from 1700 to 2008, as statsmodels carries them (public domain)."""
-    table = statsmodels.api.datasets.sunspots.load_pandas().data
+    table = sunspots.load_pandas().data
     years, numbers = (table[name].to_numpy(np.float64) for name in ("YEAR", "SUNACTIVITY"))
     begins = np.arange(len(years)) == 0
     return Series("yearly sunspots", ("number",), numbers[:, None], begins, years, "year")
