@@ -98,7 +98,13 @@ def progress_bar(console: Console) -> Iterator[Tick]:
         TextColumn("{task.description}"),
     )
     # The speed is that of the last ten minutes: a compiled call can take many seconds.
-    with Progress(*columns, console=console, transient=True, speed_estimate_period=600) as progress:
+    with Progress(
+        *columns,
+        console=console,
+        transient=True,
+        speed_estimate_period=600,
+        disable=not console.is_terminal,
+    ) as progress:
         task = progress.add_task("starting", total=1.0)
         yield lambda done, doing: progress.update(task, completed=done, description=escape(doing))
 

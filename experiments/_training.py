@@ -126,8 +126,8 @@ def _advance_to_the_end(
         ended = int(run.evaluations) == last or not np.any(_running(run, config))
         save(run, ended)
         tick(int(run.evaluations) / last, _describe(run, config))
-    if not np.isfinite(run.best_validation).all():
-        raise FloatingPointError("no validation of a network was finite; try a lower learning rate")
+    if not np.isfinite(run.best_validation).any():
+        raise InputError("no validation of any network was finite; try a lower learning rate")
     return run
 
 
