@@ -173,10 +173,10 @@ def _begin(task: Task, start: TrainState, config: TrainConfig) -> _Run:
     return _Run(
         start,
         start.params,
-        np.full(seeds, np.inf, np.float32),
+        np.full(seeds, np.inf),
         np.zeros(seeds, np.int64),
-        np.full((rows, seeds), np.nan, np.float32),
-        np.full((rows, seeds), np.nan, np.float32),
+        np.full((rows, seeds), np.nan),
+        np.full((rows, seeds), np.nan),
         np.asarray(0),
         _digest(task.inputs),
     )
@@ -194,10 +194,11 @@ def _describe(run: _Run, config: TrainConfig) -> str:
     """What the progress bar says: means over the networks that still run."""
     row = int(run.evaluations) - 1
     step = min((row + 1) * config.eval_every, config.steps)
-    return (
-        f"step {step} of {config.steps}, loss {np.nanmean(run.train[row]):.4g}, "
-        f"validation {np.nanmean(run.validation[row]):.4g}"
+    loss, validation = (
+        values[row][np.isfinite(values[row])].mean() if np.isfinite(values[row]).any() else np.nan
+        for values in (run.train, run.validation)
     )
+    return f"step {step} of {config.steps}, loss {loss:.4g}, validation {validation:.4g}"
 
 
 def _keep_nothing(run: _Run, ended: bool) -> None:

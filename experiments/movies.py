@@ -68,7 +68,7 @@ class Config(TrainConfig):
 
     hidden_size: Positive = 400
     """Hidden units of each layer."""
-    layers: Positive = 1
+    layers: Positive = 2
     """Vanilla layers."""
     videos: Positive = 4000
     """Training videos of the network that sees the same ones again."""
@@ -80,9 +80,9 @@ class Config(TrainConfig):
     """Videos of a training step."""
     window: Positive = 11
     """Frames of truncated back-propagation, each window one update."""
-    learning_rate: PositiveFloat = 0.001
+    learning_rate: PositiveFloat = 0.002
     """Adam's highest learning rate; it warms up and then falls along a cosine."""
-    steps: Positive = 4000
+    steps: Positive = 2500
     """Training steps at most, of a batch of videos each; validation may stop a network before."""
     eval_every: Positive = 50
     """Training steps from one validation to the next, in one compiled call."""

@@ -35,7 +35,8 @@ def draw_tracks(key: Key, num_frames: int, num_videos: int) -> Array:
 
 def render(centres: Array) -> Array:
     """The frames [*B, PIXELS], row by row, of balls at `centres` [*B, BALLS, 2]."""
-    pixels = (jnp.arange(SIDE) + 0.5) * (_BOX / SIDE)
+    pixels = (jnp.arange(SIDE, dtype=centres.dtype) + 0.5) * (_BOX / SIDE)
+    pixels = jnp.expand_dims(pixels, range(centres.ndim))
     squares = ((pixels - centres[..., None]) / _RADIUS) ** 2  # [*B, BALLS, 2, SIDE]
     distances = squares[..., 1, :, None] + squares[..., 0, None, :]  # squared, in radii
     distances = distances * distances
