@@ -292,15 +292,16 @@ def _plot_errors(data: Data, path: Path) -> None:
         for (name, error), colour in zip(data["baselines"].items(), (GREY, BLACK), strict=True):
             top.axhline(error, color=colour, lw=1, ls="--", label=name)
         top.set(xlabel="frame", ylabel="squared error a frame", yscale="log")
-        top.legend(ncols=3)
+        # Between the lines there is room, but not without a ground.
+        top.legend(ncols=3, loc="center right", frameon=True, edgecolor="none", framealpha=1.0)
         bottom.set(xlabel="training step", ylabel="validation (training pale)", yscale="log")
         errors = {name: np.mean(network["parts"]) for name, network in data["networks"].items()}
         say(
             figure,
             f"Next frame: error {errors['fresh']:.2f} trained on fresh videos, "
             f"{errors['fixed']:.2f} on fixed ones",
-            "squared error summed over 900 pixels, mean over test videos; dotted: from frame "
-            f"{data['alone_from']} on the network sees its own predictions only",
+            "squared error summed over 900 pixels, mean over test videos; dotted: the network sees "
+            f"only\nits own predictions from frame {data['alone_from']} on",
         )
 
 
@@ -314,7 +315,7 @@ def _plot_film(movie: Data, alone_from: int, path: Path) -> None:
                 image.set_data(frames[number])
                 seeing = name != "alone" or number < alone_from
                 image.axes.set_xlabel("" if seeing else "sees only itself", color=SERIES[1])
-            images[0].axes.set_xlabel(f"frame {number + 1}")
+            images[0].axes.set_xlabel(f"frame {number + 1}", color=BLACK)
             writer.grab_frame()
 
 
