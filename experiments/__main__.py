@@ -27,7 +27,7 @@ from experiments._report import (
     write_run,
 )
 
-EXPERIMENTS = ("tour", "bench", "forecast", "text", "movies", "sweep")
+EXPERIMENTS = ("tour", "bench", "forecast", "text", "music", "movies", "sweep")
 """The names of the experiments: the modules of this package that keep `Experiment`."""
 
 
