@@ -323,7 +323,7 @@ def plot(data: Data, folder: Path) -> None:
         for (name, nats), style in zip(data["counts"].items(), (":", "-.", "--"), strict=True):
             top.axhline(nats / np.log(2), color=GREY, ls=style, lw=1, label=f"{name} (test)")
         top.set(xlabel="passes over the text", ylabel="bits a character")
-        top.legend(ncols=2)
+        top.legend(ncols=2, loc="upper right", frameon=True, edgecolor="none", framealpha=1.0)
         _draw_page(bottom, data["held_out"])
         bits = np.mean(data["network"]["test"]) / np.log(2)
         say(
