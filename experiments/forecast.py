@@ -16,21 +16,27 @@ without any value is not taken (`mask`); at a gap, where rows are absent, the st
 
 from __future__ import annotations
 
-import csv
-import functools
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax
 
 from experiments._autoregression import forecast_simply
-from experiments._figures import BLACK, BLUE, GREY, SERIES, saved_figure, say
+from experiments._forecast_ensemble import BAND, forecast_ensemble, unroll_forecasts
+from experiments._forecast_figures import plot_forecast
+from experiments._forecast_problem import (
+    Problem,
+    Stream,
+    make_features,
+    make_stream,
+    pose,
+    to_units,
+)
 from experiments._networks import init_networks
 from experiments._report import Data, Finding, InputError, Result, Tick
 from experiments._training import (
@@ -60,10 +66,7 @@ from jaxrnn import (
     vanilla_rnn,
 )
 
-_BAND = 0.8  # the share of what happens that the bands are to hold
-_PATHS = 32  # drawn by each network for the bands
 _MAX_ORIGINS = 512
-_HISTORY = 100  # rows of history in the figure
 
 
 @dataclass(frozen=True)
@@ -113,35 +116,15 @@ class Config(TrainConfig):
     """Validations without a new best after which a network has stopped."""
 
 
-class _Problem(NamedTuple):
-    """A series as the models read it: transformed, and standardised by the rows to fit.
-
-    z: [T, C], NaN where missing. splits: rows to fit end, and rows to validate end.
-    """
-
-    series: Series
-    transform: str
-    z: np.ndarray
-    offset: np.ndarray  # [C]
-    scale: np.ndarray  # [C]
-    splits: tuple[int, int]
-
-
-class _Stream(NamedTuple):
-    """What the network reads [T, F], whether a step is taken [T], and where segments begin [T]."""
-
-    xs: Array
-    mask: Array
-    resets: Array
-
-
 def run(config: Config, progress: Tick) -> Result:
     """Train the ensemble, forecast the test rows and what follows the last row."""
-    problem = _pose(_read(config), config)
+    transform = config.transform or ("none" if config.csv else "sqrt")
+    problem = pose(_read(config), transform, config.validation, config.test, config.horizon)
     network = _network(config, problem)
     task, start = _make_task(config, problem, network)
     trained = train(task, start, config, progress)
     data: Data = {
+        "band": BAND,
         "series": problem.series._asdict(),
         "splits": problem.splits,
         "networks": record(trained),
@@ -164,50 +147,12 @@ def _read(config: Config) -> Series:
     return read_csv(config.csv, config.column, config.time)
 
 
-def _pose(series: Series, config: Config) -> _Problem:
-    rows = len(series.values)
-    first = int(rows * (1 - config.validation - config.test))
-    second = int(rows * (1 - config.test))
-    transform = config.transform or ("none" if config.csv else "sqrt")
-    if transform != "none":
-        low = np.nanmin(series.values)
-        if low < 0 or (transform == "log" and low == 0):
-            raise InputError(f"--transform {transform}: {series.name} has the value {low:g}")
-    values = _TRANSFORMS[transform][0](series.values)
-    for name, part in [
-        ("fit", values[:first]),
-        ("validate on", values[first:second]),
-        ("test on", values[second:]),
-    ]:
-        if (~np.isnan(part)).sum(axis=0).min(initial=len(part)) < 4:
-            raise InputError(f"{series.name}: fewer than 4 values to {name} in {len(part)} rows")
-    if rows - second <= config.horizon:
-        raise InputError(
-            f"--horizon is {config.horizon}, but {series.name} has {rows - second} rows to test on"
-        )
-    offset, scale = np.nanmean(values[:first], axis=0), np.nanstd(values[:first], axis=0)
-    scale = np.where(scale > 0, scale, 1.0)
-    return _Problem(series, transform, (values - offset) / scale, offset, scale, (first, second))
-
-
-def _to_units(problem: _Problem, z: Any) -> Any:
-    """Values in the series' own units, of standardised ones."""
-    return _TRANSFORMS[problem.transform][1](z * problem.scale + problem.offset)
-
-
-_TRANSFORMS: dict[str, tuple[Any, Any]] = {
-    "none": (lambda values: values, lambda z: z),
-    "sqrt": (np.sqrt, lambda z: z.clip(0) ** 2),
-    "log": (np.log, lambda z: np.exp(z) if isinstance(z, np.ndarray) else jnp.exp(z)),
-}
-
-
 # The network
 
 
-def _network(config: Config, problem: _Problem) -> Layer:
+def _network(config: Config, problem: Problem) -> Layer:
     size = problem.z.shape[1]
-    inputs = _features(problem.z).shape[1]
+    inputs = make_features(problem.z).shape[1]
     recurrent = initializers.orthogonal(config.recurrent_gain)
     sizes = [inputs] + [config.hidden_size] * config.layers
     layers = [
@@ -217,29 +162,9 @@ def _network(config: Config, problem: _Problem) -> Layer:
     return stack(*layers, dense(config.hidden_size, size))
 
 
-def _unroll(network: Layer, params: Params, state: Any, stream: _Stream) -> tuple[Any, Array]:
-    """The state, and forecasts [T, *B, C]: each value and the change that the network expects."""
-    xs, mask, resets = stream
-    state, changes = network.unroll(params, state, xs, mask=mask, resets=resets)
-    return state, xs[..., : changes.shape[-1]] + changes
-
-
-def _features(z: np.ndarray) -> np.ndarray:
-    """The inputs [T, F]: the values; and where any is missing in the series, which are known."""
-    known = ~np.isnan(z)
-    values = np.where(known, z, 0.0)
-    return values if known.all() else np.concatenate([values, known], axis=1)
-
-
-def _stream(problem: _Problem) -> _Stream:
-    xs = jnp.asarray(_features(problem.z), jnp.float32)
-    mask = jnp.asarray(~np.isnan(problem.z).all(axis=1))
-    return _Stream(xs, mask, jnp.asarray(problem.series.begins))
-
-
-def _make_task(config: Config, problem: _Problem, network: Layer) -> tuple[Task, TrainState]:
+def _make_task(config: Config, problem: Problem, network: Layer) -> tuple[Task, TrainState]:
     """Passes over the rows to fit; validation goes on from there."""
-    stream = _stream(problem)
+    stream = make_stream(problem)
     size = problem.z.shape[1]
     targets = jnp.asarray(np.nan_to_num(problem.z[1:]), jnp.float32)
     # A value is forecast where it is known, the step before was taken, and no gap lies between.
@@ -253,8 +178,8 @@ def _make_task(config: Config, problem: _Problem, network: Layer) -> tuple[Task,
     ) -> tuple[Array, tuple[Any, dict[str, Array]]]:
         (xs, mask, resets), ys, scored = batch
         noise = config.input_noise * jax.random.normal(key, (*xs.shape[:1], size))
-        noisy = _Stream(xs.at[:, :size].add(noise), mask, resets)
-        state, forecasts = _unroll(network, params, state, noisy)
+        noisy = Stream(xs.at[:, :size].add(noise), mask, resets)
+        state, forecasts = unroll_forecasts(network, params, state, noisy)
         return masked_mean((forecasts - ys) ** 2, scored), (state, {})
 
     def make_batch(key: Key, step: Array) -> Any:
@@ -264,7 +189,7 @@ def _make_task(config: Config, problem: _Problem, network: Layer) -> tuple[Task,
 
     def validate(params: Params) -> Array:
         past = jax.tree.map(lambda leaf: leaf[: second - 1], stream)
-        forecasts = _unroll(network, params, None, past)[1]
+        forecasts = unroll_forecasts(network, params, None, past)[1]
         part = slice(first - 1, second - 1)
         return masked_mean((forecasts - targets[: second - 1])[part] ** 2, weights[part])
 
@@ -286,15 +211,15 @@ def _make_task(config: Config, problem: _Problem, network: Layer) -> tuple[Task,
 # Forecasts
 
 
-def _test(config: Config, problem: _Problem, network: Layer, params: Params) -> Data:
+def _test(config: Config, problem: Problem, network: Layer, params: Params) -> Data:
     """The forecasts made at the test rows, and their errors [H, C] in the series' units."""
     origins = _choose_origins(config, problem)
     values, segments = problem.series.values, np.cumsum(problem.series.begins)
     rows = origins + 1 + np.arange(config.horizon)[:, None]  # [H, N]
     truth = np.where(segments[rows][..., None] == segments[origins][:, None], values[rows], np.nan)
-    paths, bands = _forecast_ensemble(config, problem, network, params, origins)
+    paths, bands = _forecast(config, problem, network, params, origins)
     forecasts = {
-        name: _to_units(problem, z)
+        name: to_units(problem, z)
         for name, z in forecast_simply(
             problem.z,
             problem.series.begins,
@@ -320,14 +245,14 @@ def _test(config: Config, problem: _Problem, network: Layer, params: Params) -> 
     }
 
 
-def _look_ahead(config: Config, problem: _Problem, network: Layer, params: Params) -> Data:
+def _look_ahead(config: Config, problem: Problem, network: Layer, params: Params) -> Data:
     """The forecast [H, C] of what follows the last known row, and its band [2, H, C]."""
     taken = np.flatnonzero(~np.isnan(problem.z).all(axis=1))
-    paths, bands = _forecast_ensemble(config, problem, network, params, taken[-1:])
+    paths, bands = _forecast(config, problem, network, params, taken[-1:])
     return {"row": taken[-1], "forecast": paths.mean(axis=0)[:, 0], "band": bands[:, :, 0]}
 
 
-def _choose_origins(config: Config, problem: _Problem) -> np.ndarray:
+def _choose_origins(config: Config, problem: Problem) -> np.ndarray:
     """Rows [N] whose next `horizon` rows are all test rows: each, or 512 evenly among them."""
     rows = np.arange(problem.splits[1] - 1, len(problem.z) - config.horizon)
     rows = rows[~np.isnan(problem.z[rows]).all(axis=1)]
@@ -336,68 +261,13 @@ def _choose_origins(config: Config, problem: _Problem) -> np.ndarray:
     return rows[np.unique(np.linspace(0, len(rows) - 1, _MAX_ORIGINS).astype(int))]
 
 
-def _forecast_ensemble(
-    config: Config, problem: _Problem, network: Layer, params: Params, origins: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Forecasts [S, H, N, C] of each network, and the ensemble's bands [2, H, N, C].
-
-    A network's forecast feeds back its own output. The bands are quantiles over the networks and
-    over paths that each draws, with the noise of its own errors on the validation rows added to
-    what it feeds back.
-    """
-    stream = _stream(problem)
-    noise = _measure_noise(problem, network, params)  # [S, C]
-    forecast = functools.partial(_forecast, network, config.horizon, config.window)
-    over_networks = jax.vmap(forecast, in_axes=(None, None, 0, 0, 0))
-    over_paths = jax.vmap(over_networks, in_axes=(None, None, None, None, 0))
-    shape = (_PATHS, config.seeds)
-    keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1), shape)
-    rows = jnp.asarray(origins)
-    still = over_networks(stream, rows, params, jnp.zeros_like(noise), keys[0])
-    drawn = over_paths(stream, rows, params, noise, keys)  # [P, S, H, N, C]
-    drawn = np.asarray(_to_units(problem, np.asarray(drawn, np.float64)))
-    edges = ((1 - _BAND) / 2, (1 + _BAND) / 2)
-    bands = np.quantile(drawn.reshape(-1, *drawn.shape[2:]), edges, axis=0)
-    return np.asarray(_to_units(problem, np.asarray(still, np.float64))), bands
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _forecast(
-    network: Layer,
-    horizon: int,
-    window: int,
-    stream: _Stream,
-    origins: Array,
-    params: Params,
-    noise: Array,
-    key: Key,
-) -> Array:
-    """One network's forecasts [H, N, C] after the rows `origins` [N], from `window` rows each."""
-    places = origins - window + 1 + jnp.arange(window)[:, None]  # [window, N]
-    past = jax.tree.map(lambda leaf: leaf[jnp.maximum(places, 0)], stream)
-    past = past._replace(mask=past.mask & (places >= 0))
-    state, ys = _unroll(network, params, None, past)
-    known = jnp.ones((*ys.shape[1:-1], past.xs.shape[-1] - ys.shape[-1]), ys.dtype)
-
-    def feed_back(carry: tuple[Any, Array], key: Key) -> tuple[tuple[Any, Array], Array]:
-        state, forecast = carry
-        forecast = forecast + noise * jax.random.normal(key, forecast.shape)
-        xs = jnp.concatenate([forecast, known], axis=-1)
-        state, change = network.step(params, state, xs)
-        return (state, forecast + change), forecast
-
-    return lax.scan(feed_back, (state, ys[-1]), jax.random.split(key, horizon))[1]
-
-
-def _measure_noise(problem: _Problem, network: Layer, params: Params) -> Array:
-    """The standard deviation [S, C] of each network's one-step errors on the validation rows."""
-    stream = _stream(problem)
-
-    first, second = problem.splits
-    forecasts = jax.vmap(lambda params: _unroll(network, params, None, stream)[1])(params)
-    errors = np.asarray(forecasts)[:, first - 1 : second - 1] - problem.z[first:second]
-    scored = np.asarray(stream.mask)[first - 1 : second - 1] & ~problem.series.begins[first:second]
-    return jnp.asarray(np.nan_to_num(np.nanstd(errors[:, scored], axis=1)), jnp.float32)
+    config: Config, problem: Problem, network: Layer, params: Params, origins: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    key = jax.random.fold_in(jax.random.key(config.seed), 1)
+    return forecast_ensemble(
+        network, params, problem, origins, horizon=config.horizon, window=config.window, key=key
+    )
 
 
 def _rmse(forecasts: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -405,7 +275,7 @@ def _rmse(forecasts: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return np.sqrt(np.nanmean((forecasts - truth) ** 2, axis=-2))
 
 
-# The table and the figure
+# The table
 
 
 def _judge(data: Data) -> list[Finding]:
@@ -439,10 +309,10 @@ def _judge(data: Data) -> list[Finding]:
         *findings,
         Finding(
             "bands",
-            f"The bands hold {_BAND:.0%} of what happens.",
+            f"The bands hold {BAND:.0%} of what happens.",
             "the share of the test values inside differs by at most 10 percentage points",
             f"{coverage:.0%} inside",
-            abs(coverage - _BAND) <= 0.1,
+            abs(coverage - BAND) <= 0.1,
         ),
     ]
 
@@ -459,54 +329,4 @@ def _pool(rmse: Any, test: Data) -> np.ndarray:
 
 def plot(data: Data, folder: Path) -> None:
     """Draw history, forecasts, bands and truth of each column; write forecast.csv."""
-    _write_forecast(data, folder / "forecast.csv")
-    for place, column in enumerate(data["series"]["columns"]):
-        name = "forecast.png" if len(data["series"]["columns"]) == 1 else f"forecast-{place}.png"
-        _plot_column(data, place, column, folder / name)
-
-
-def _plot_column(data: Data, place: int, column: str, path: Path) -> None:
-    series, test, future = data["series"], data["test"], data["future"]
-    times = np.asarray(series["times"])
-    step = float(np.median(np.diff(times)))
-    ahead = np.arange(1, len(test["truth"]) + 1)
-    with saved_figure(path, (8.0, 6.5)) as figure:
-        top, bottom = figure.subplots(2, 1, height_ratios=(3, 2))
-        start = max(0, len(times) - _HISTORY)
-        top.plot(times[start:], series["values"][start:, place], color=BLACK, lw=1.2, label="truth")
-        for row, forecast, band, colour, label in [
-            (test["origins"][-1], test["last"]["ensemble"], test["last_band"], SERIES[1], "test"),
-            (future["row"], future["forecast"], future["band"], BLUE, "what follows"),
-        ]:
-            when = times[row] + step * ahead
-            top.plot(when, forecast[:, place], color=colour, lw=1.6, label=f"forecast, {label}")
-            top.fill_between(when, *band[..., place], color=colour, alpha=0.2, lw=0)
-        top.set(xlabel=series["unit"], ylabel=column)
-        top.margins(y=0.15)  # room for the legend
-        top.legend(loc="upper left", ncols=3)
-        colours = (GREY, SERIES[2], SERIES[3], SERIES[1])  # the ensemble is the last
-        for (name, rmse), colour in zip(test["rmse"].items(), colours, strict=True):
-            bottom.plot(ahead, rmse[:, place], color=colour, marker="o", ms=3, label=name)
-        bottom.set(xlabel="steps ahead", ylabel=f"test RMSE of {column}", ylim=(0, None))
-        bottom.legend(ncols=2)
-        ours, persistence = (test["rmse"][name][:, place] for name in ("ensemble", "persistence"))
-        say(
-            figure,
-            f"{series['name']}: one step ahead RMSE {ours[0]:.3g}, "
-            f"persistence {persistence[0]:.3g}",
-            f"{len(test['origins'])} forecasts of the test rows; bands of {_BAND:.0%} from "
-            f"{len(data['networks']['steps'])} networks",
-        )
-
-
-def _write_forecast(data: Data, path: Path) -> None:
-    """What follows the last row: each column's forecast, and the edges of its band."""
-    columns, future = data["series"]["columns"], data["future"]
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        names = [f"{column}{part}" for column in columns for part in ("", " low", " high")]
-        writer.writerow(["steps ahead", *names])
-        for step, (forecast, low, high) in enumerate(
-            zip(future["forecast"], *future["band"], strict=True), start=1
-        ):
-            writer.writerow([step, *np.stack([forecast, low, high], axis=1).ravel().tolist()])
+    plot_forecast(data, folder)

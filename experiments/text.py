@@ -60,7 +60,7 @@ from jaxrnn import (
     vanilla_rnn,
 )
 
-_MARK = 1.60  # nats a character, on an English text of a million characters
+_MARK = 1.60  # nats a character
 _TEST_STREAMS = 16
 _SHOWN = (80, 8)  # characters of the held-out text in the figure, columns and lines
 

@@ -9,6 +9,8 @@ import pytest
 
 from experiments import forecast
 from experiments._autoregression import forecast_simply
+from experiments._forecast_ensemble import forecast as feed_back
+from experiments._forecast_problem import make_stream, pose, to_units
 from experiments.data.series import Series
 
 CONFIG = forecast.Config(
@@ -91,15 +93,15 @@ def problem():
     values = np.stack([np.sin(np.arange(120) / 3), rng.normal(size=120)], axis=1)
     values[[3, 40, 41, 111], 0] = np.nan
     values[[40, 90], 1] = np.nan  # row 40 has no value at all
-    return forecast._pose(make_series(values, begins=(30, 100)), CONFIG)
+    return pose(make_series(values, begins=(30, 100)), "none", 0.2, 0.2, 5)
 
 
 def test_a_network_feeds_back_what_it_forecasts(problem):
     network = forecast._network(CONFIG, problem)
     params = network.init(jax.random.key(0))
-    stream = forecast._stream(problem)
+    stream = make_stream(problem)
     origins, horizon = np.array([115, 104, 60]), 4
-    got = forecast._forecast(
+    got = feed_back(
         network, horizon, 16, stream, jnp.asarray(origins), params, jnp.zeros(2), jax.random.key(1)
     )
     for place, origin in enumerate(origins):
@@ -115,11 +117,11 @@ def test_a_network_feeds_back_what_it_forecasts(problem):
 
 
 def test_the_network_sees_which_values_are_missing_and_no_nan(problem):
-    xs = np.asarray(forecast._stream(problem).xs)
+    xs = np.asarray(make_stream(problem).xs)
     assert xs.shape == (120, 4)
     assert np.isfinite(xs).all()
     np.testing.assert_array_equal(xs[:, 2:] == 1, ~np.isnan(problem.z))
-    assert np.flatnonzero(~np.asarray(forecast._stream(problem).mask)).tolist() == [40]
+    assert np.flatnonzero(~np.asarray(make_stream(problem).mask)).tolist() == [40]
 
 
 def test_what_stands_behind_a_gap_or_is_missing_is_neither_learned_nor_scored(problem):
@@ -150,7 +152,6 @@ def test_a_run_returns_finite_forecasts_whatever_is_missing(problem):
 
 
 def test_transforms_are_undone():
-    config = dataclasses.replace(CONFIG, transform="log")
     values = np.exp(np.random.default_rng(0).normal(size=(60, 1)))
-    problem = forecast._pose(make_series(values), config)
-    np.testing.assert_allclose(forecast._to_units(problem, problem.z), values, rtol=1e-12)
+    problem = pose(make_series(values), "log", 0.2, 0.2, 5)
+    np.testing.assert_allclose(to_units(problem, problem.z), values, rtol=1e-12)
