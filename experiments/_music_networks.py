@@ -1,11 +1,11 @@
-"""The networks of `music`: the plain one, and the one that shares what octaves have in common."""
+"""The networks of `music`: the plain one, and the one whose readout keys and octaves share."""
 
 from __future__ import annotations
 
 import functools
 import itertools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,17 +27,30 @@ from jaxrnn import (
 )
 
 _OCTAVE = 12
+_REACH = 12  # keys on either side of a key that its logit looks at
+_CHANNELS = 4  # numbers that the recurrent network says of each key
+_SHARED_SIZE = 16
 _PLAIN_SIZE = 150
 
 
-def octave_network(size: int, layers: int, dropped: float, dropped_inputs: float) -> Layer:
-    """Vanilla layers below a readout of one hidden layer, with what octaves share."""
+class SharedParams(NamedTuple):
+    """What all keys share: the weights of a small network that each key's logit goes through."""
+
+    w_near: Array  # [2 * _REACH + 1, _SHARED_SIZE], of the keys that sound near the key
+    w_channel: Array  # [_CHANNELS, _SHARED_SIZE], of what the recurrent network says of the key
+    b: Array  # [_SHARED_SIZE]
+    w_out: Array  # [_SHARED_SIZE]
+
+
+def sharing_network(size: int, layers: int, dropped: float, dropped_inputs: float) -> Layer:
+    """Vanilla layers and a hidden layer, below a readout that keys and octaves share."""
     sizes = [KEYS + _OCTAVE] + [size] * layers
     below_readout: list[Layer] = [dropout(sizes[0], dropped_inputs)]
     for below, above in itertools.pairwise(sizes):
         below_readout += [_torch_rnn(below, above), dropout(above, dropped)]
     hidden = [_squashed(_torch_dense(size, size)), dropout(size, dropped)]
-    return _sharing_octaves(stack(*below_readout, *hidden, _torch_dense(size, KEYS + _OCTAVE)))
+    channels = _torch_dense(size, (KEYS + _OCTAVE) * _CHANNELS)
+    return _sharing(stack(*below_readout, *hidden, channels))
 
 
 def plain_network() -> Layer:
@@ -69,31 +82,56 @@ def _squashed(layer: Layer) -> Layer:
     return layer._replace(step=step, unroll=unroll)
 
 
-def _sharing_octaves(layer: Layer) -> Layer:
-    """From frames [..., KEYS] to logits [..., KEYS], by a layer that also reads how many keys of
-    each pitch class sound, and whose further outputs are added to all keys of a pitch class."""
+def _sharing(layer: Layer) -> Layer:
+    """From frames [..., KEYS] to logits [..., KEYS].
+
+    `layer` also reads how many keys of each pitch class sound. Of each key and of each pitch class
+    it says _CHANNELS numbers; a key has the sum of its own and its class's. The first is a logit;
+    to it comes what a network, the same for every key, makes of all of them and of the keys that
+    sound around it. Parameters: (those of `layer`, SharedParams).
+    """
     classes = jnp.asarray(np.arange(KEYS)[:, None] % _OCTAVE == np.arange(_OCTAVE), jnp.float32)
+
+    def init(key: Key) -> Params:
+        key_layer, key_near, key_channel = jax.random.split(key, 3)
+        near, channel = (
+            initializers.uniform(1 / math.sqrt(below))(key, (below, _SHARED_SIZE), jnp.float32)
+            for key, below in ((key_near, 2 * _REACH + 1), (key_channel, _CHANNELS))
+        )
+        zeros = jnp.zeros(_SHARED_SIZE)
+        return layer.init(key_layer), SharedParams(near, channel, zeros, zeros)
 
     def widen(frames: Array) -> Array:
         frames = frames.astype(classes.dtype)
         return jnp.concatenate([frames, frames @ classes], axis=-1)
 
-    def narrow(ys: Array) -> Array:
-        return ys[..., :KEYS] + ys[..., KEYS:] @ classes.T
+    def narrow(shared: SharedParams, ys: Array, frames: Array) -> Array:
+        ys = ys.reshape(*ys.shape[:-1], KEYS + _OCTAVE, _CHANNELS)
+        channels = ys[..., :KEYS, :] + classes @ ys[..., KEYS:, :]
+        around = jnp.pad(
+            frames.astype(classes.dtype), [(0, 0)] * (frames.ndim - 1) + [(_REACH, _REACH)]
+        )
+        near = jnp.stack([around[..., at : at + KEYS] for at in range(2 * _REACH + 1)], axis=-1)
+        hidden = jnp.tanh(near @ shared.w_near + channels @ shared.w_channel + shared.b)
+        return channels[..., 0] + hidden @ shared.w_out
+
+    def initial_state(params: Params, batch_shape: tuple[int, ...] = ()) -> Any:
+        return layer.initial_state(params[0], batch_shape)
 
     def step(params: Params, state: Any, x: Array) -> tuple[Any, Array]:
-        state, y = layer.step(params, state, widen(x))
-        return state, narrow(y)
+        state, y = layer.step(params[0], state, widen(x))
+        return state, narrow(params[1], y, x)
 
     def unroll(params: Params, state: Any, xs: Array, **options: Any) -> tuple[Any, Array]:
-        state, ys = layer.unroll(params, state, widen(xs), **options)
-        return state, narrow(ys)
+        state, ys = layer.unroll(params[0], state, widen(xs), **options)
+        return state, narrow(params[1], ys, xs)
 
-    return layer._replace(input_size=KEYS, output_size=KEYS, step=step, unroll=unroll)
+    return Layer(KEYS, KEYS, init, initial_state, step, unroll)
 
 
 def drop_connect(params: Params, rate: float, key: Key) -> Params:
-    """Drop recurrent weights, the same at every step, and scale the others up."""
+    """Drop recurrent weights of a `sharing_network`, the same at every step, and scale the others
+    up."""
 
     def drop(layer: Params, key: Key) -> Params:
         if not isinstance(layer, RNNParams):
@@ -101,8 +139,9 @@ def drop_connect(params: Params, rate: float, key: Key) -> Params:
         kept = jax.random.bernoulli(key, 1 - rate, layer.w_hh.shape)
         return layer._replace(w_hh=jnp.where(kept, layer.w_hh / (1 - rate), 0.0))
 
-    keys = jax.random.split(key, len(params))
-    return tuple(drop(layer, k) for layer, k in zip(params, keys, strict=True))
+    layers, shared = params
+    keys = jax.random.split(key, len(layers))
+    return tuple(drop(layer, k) for layer, k in zip(layers, keys, strict=True)), shared
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -14,9 +14,10 @@ field's standard files. Training, stopping and every choice look at the validati
 The plain network is `torch.nn.RNN` with a dense readout, from torch's uniform weights, by Adam and
 early stopping. What the other adds: dropped recurrent weights, one pattern a step of training
 (DropConnect; Merity et al. 2018, "Regularizing and optimizing LSTM language models"), dropout
-before every layer, weight decay, a falling learning rate, a hidden layer in the readout, and
-the octave: the network also reads how many keys of each of the 12 pitch classes sound, and may
-raise or lower all keys of one together. An ensemble averages probabilities.
+before every layer, weight decay, a falling learning rate, a hidden layer in the readout, and what
+keys share: the network also reads how many keys of each of the 12 pitch classes sound, may raise or
+lower all keys of a class together, and every key's logit goes through one small network, the same
+for all, that sees the keys around it. An ensemble averages probabilities.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ import numpy as np
 import optax
 
 from experiments._music_figures import plot_rolls, plot_scores
-from experiments._music_networks import drop_connect, octave_network, plain_network, sample
+from experiments._music_networks import drop_connect, plain_network, sample, sharing_network
 from experiments._networks import init_networks
 from experiments._report import Data, Finding, InputError, Result, Tick, within
 from experiments._training import (
@@ -79,13 +80,13 @@ class Config(TrainConfig):
 
     data: Path | None = None
     """A .mat file with traindata, validdata and testdata; without it Bach's chorales."""
-    hidden_size: Positive = 300
+    hidden_size: Positive = 200
     """Hidden units of each layer."""
     layers: Positive = 1
     """Vanilla layers."""
     drop_connect: Fraction = 0.5
     """Share of the recurrent weights that a step of training drops."""
-    dropout: Fraction = 0.3
+    dropout: Fraction = 0.2
     """Share of the units that are dropped above each hidden layer."""
     input_dropout: Fraction = 0.1
     """Share of the inputs that are dropped."""
@@ -146,7 +147,7 @@ def run(config: Config, progress: Tick) -> Result:
     import_extra("mido")  # what is missing is missed before hours of training
     rolls = _read(config, within(progress, 0.0, 0.1, "data"))
     music = _pack(rolls)
-    network = octave_network(
+    network = sharing_network(
         config.hidden_size, config.layers, config.dropout, config.input_dropout
     )
     plain = plain_network()
