@@ -90,17 +90,22 @@ class _Run(NamedTuple):
     inputs: Any  # [32] uint8, the digest of the task's inputs
 
 
-def train(task: Task, start: TrainState, config: TrainConfig, tick: Tick) -> Trained:
-    """Train the networks [S, ...] of `start` until each has stopped.
+def train(
+    task: Task, start: TrainState, config: TrainConfig, tick: Tick, *, steps: int | None = None
+) -> Trained:
+    """Train the networks [S, ...] of `start` until each has stopped, after `steps` at most, which
+    are by default those of `config`.
 
     Saves into `config.folder` where there is one, and goes on from what `config.resume` holds.
     Whether and when a run is cut does not change a bit of what it returns.
     """
     folder = config.resume or config.folder
+    if folder is not None:
+        write_config(folder, config)
+    config = dataclasses.replace(config, steps=steps or config.steps)
     run = _begin(task, start, config)
     if folder is None:
         return _finish(_advance_to_the_end(task, run, config, tick, _keep_nothing), config)
-    write_config(folder, config)
     with _open_checkpoints(folder / CHECKPOINTS / task.name) as manager:
         if manager.latest_step() is not None:
             run = _restore(manager, run, folder)

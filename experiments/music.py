@@ -98,6 +98,8 @@ class Config(TrainConfig):
     """Adam's learning rate for the plain network."""
     plain_batch_size: Positive = 4
     """Whole pieces of a training step of the plain network."""
+    plain_steps: Positive = 16000
+    """Training steps of the plain network at most; validation stops it long before."""
     batch_size: Positive = 16
     """Pieces of a training step."""
     window: Positive = 64
@@ -154,7 +156,8 @@ def run(config: Config, progress: Tick) -> Result:
     task, start = _make_task(config, music, network)
     trained = train(task, start, config, within(progress, 0.1, 0.7, "network"))
     task, start = _make_plain_task(config, music, plain)
-    plainly = train(task, start, config, within(progress, 0.7, 0.95, "plain network"))
+    part = within(progress, 0.7, 0.95, "plain network")
+    plainly = train(task, start, config, part, steps=config.plain_steps)
     progress(0.95, "scoring and sampling")
     best = int(np.argmin(trained.validation))
     data: Data = {

@@ -72,7 +72,16 @@ def write_rolls(folder):
             cells[name][0, place] = (rng.random((frames, 88)) < 0.05).astype(np.float64)
     path = folder / "rolls.mat"
     scipy_io.savemat(path, cells)
-    return ("--data", str(path), "--hidden-size", "8", "--window", "8", "--sample-frames", "12")
+    return (
+        "--data",
+        str(path),
+        "--hidden-size",
+        "8",
+        "--sample-frames",
+        "12",
+        "--plain-steps",
+        "6",
+    )
 
 
 def write_nothing(folder):
