@@ -79,6 +79,22 @@ TEXT = [
     ("too short for its streams", WORDS, ("--streams", "500"), ["at least 10000"]),
 ]
 
+MAT_HEADER = b"MATLAB 5.0 MAT-file".ljust(124) + b"\0\1IM"
+# tests/test_piano_rolls.py has the other cases, of files that scipy writes and damage to them.
+MAT = [
+    ("empty", b"", ["is empty"]),
+    ("a table", TABLE, ["byte 124"]),
+    ("version 7.3", b"\x89HDF\r\n\x1a\n" + bytes(600), ["7.3", "-v7"]),
+    ("half a header", MAT_HEADER[:90], ["90 bytes"]),
+    ("no variable", MAT_HEADER, ["no variable traindata"]),
+    (
+        "a huge element",
+        MAT_HEADER + b"\x0e\0\0\0\xff\xff\xff\x7f",
+        ["byte 128", "2147483647 bytes"],
+    ),
+    ("no zlib stream", MAT_HEADER + b"\x0f\0\0\0\x08\0\0\0" + bytes(8), ["byte 128", "damaged"]),
+]
+
 
 @pytest.fixture
 def refuse(tmp_path, capsys, monkeypatch):
@@ -120,6 +136,14 @@ def test_a_malformed_text_is_refused(refuse, tmp_path, content, options, said):
     path = write(tmp_path / "book.txt", content)
     message = refuse("text", "--text", str(path), *options)
     for part in ["book.txt", *said]:
+        assert part in message
+
+
+@pytest.mark.parametrize(("content", "said"), [c[1:] for c in MAT], ids=[c[0] for c in MAT])
+def test_a_malformed_mat_file_is_refused(refuse, tmp_path, content, said):
+    pytest.importorskip("mido")
+    message = refuse("music", "--data", str(write(tmp_path / "rolls.mat", content)))
+    for part in ["rolls.mat", *said]:
         assert part in message
 
 
