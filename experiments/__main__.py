@@ -74,7 +74,7 @@ def _run(name: str, arguments: Sequence[str]) -> int:
             write_run(folder, config, result)
             experiment.plot(result.data, folder)
     except KeyboardInterrupt:
-        hint = f"; go on with --resume {folder}" if hasattr(config, "resume") else ""
+        hint = f"; go on with --resume {folder}" if (folder / "checkpoints").exists() else ""
         print(f"stopped{hint}", file=sys.stderr)
         return 130
     print_findings(console, _describe(name), result.findings)

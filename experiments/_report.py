@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -42,6 +42,9 @@ class InputError(ValueError):
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
     """The options that every experiment has."""
+
+    # The config.json of another experiment has other options, and is none of this one.
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     seed: int = 0
     """Seed of every random number."""
@@ -123,8 +126,15 @@ def check_config(config: RunConfig) -> None:
 
 
 def write_config(folder: Path, config: RunConfig) -> None:
-    """Write config.json, whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write config.json, whole or not at all.
+
+    Raises:
+      InputError: no folder can be made there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--folder {folder}: {error.strerror}") from None
     partial = folder / f"{_CONFIG_FILE}.partial"
     partial.write_bytes(TypeAdapter(type(config)).dump_json(config, indent=1) + b"\n")
     partial.replace(folder / _CONFIG_FILE)

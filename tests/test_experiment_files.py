@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from experiments import movies
 from experiments.__main__ import main
-from experiments._report import InputError
+from experiments._report import InputError, write_config
 from experiments.data.files import read_text
 from experiments.data.series import read_csv
 from experiments.data.text import encode, measure_counts
@@ -179,6 +180,21 @@ def test_an_option_out_of_range_is_refused(refuse, arguments, said):
     message = refuse(*arguments)
     for part in said:
         assert part in message
+
+
+def test_a_folder_that_cannot_be_made_is_refused(refuse, tmp_path):
+    path = write(tmp_path / "file", "")
+    assert f"--folder {path}" in refuse("forecast", "--folder", str(path))
+
+
+def test_a_run_of_another_experiment_or_a_broken_config_is_not_resumed(refuse, tmp_path):
+    write_config(tmp_path, movies.Config())
+    message = refuse("text", "--resume", str(tmp_path))
+    assert "config.json" in message
+    assert "--videos" in message
+    for content in (b"", b"{", b"[]", b'{"seeds": 0}', b'{"steps": "many"}'):
+        (tmp_path / "config.json").write_bytes(content)
+        assert "config.json" in refuse("text", "--resume", str(tmp_path))
 
 
 def test_missing_values_and_gaps_are_told_apart(tmp_path):
