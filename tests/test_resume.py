@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 KILLS = 5  # in each of four runs
-SAVES = 60
+SAVES = 90
 OPTIONS = (
     *("--seeds", "2", "--hidden-size", "4", "--window", "32", "--horizon", "2"),
     *("--steps", str(SAVES), "--eval-every", "1", "--patience", "1000", "--save-seconds", "0"),
