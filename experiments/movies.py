@@ -292,8 +292,7 @@ def _plot_errors(data: Data, path: Path) -> None:
         for (name, error), colour in zip(data["baselines"].items(), (GREY, BLACK), strict=True):
             top.axhline(error, color=colour, lw=1, ls="--", label=name)
         top.set(xlabel="frame", ylabel="squared error a frame", yscale="log")
-        # Between the lines there is room, but not without a ground.
-        top.legend(ncols=3, loc="center right", frameon=True, edgecolor="none", framealpha=1.0)
+        top.legend(ncols=3, loc="upper right", bbox_to_anchor=(1.0, 0.86))  # between the lines
         bottom.set(xlabel="training step", ylabel="validation (training pale)", yscale="log")
         errors = {name: np.mean(network["parts"]) for name, network in data["networks"].items()}
         say(
