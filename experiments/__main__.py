@@ -14,6 +14,7 @@ import tyro
 from rich.console import Console
 
 from experiments._report import (
+    CHECKPOINTS,
     Data,
     InputError,
     Result,
@@ -63,7 +64,7 @@ def _run(name: str, arguments: Sequence[str]) -> int:
     config = _read_config(name, experiment, arguments)
     resumed = getattr(config, "resume", None)
     folder = resumed or name_folder(name, config.folder)
-    if resumed is None and (folder / "checkpoints").exists():
+    if resumed is None and (folder / CHECKPOINTS).exists():
         raise InputError(f"{folder} holds a run that was cut or ended; --resume {folder} goes on")
     config = dataclasses.replace(config, folder=folder)
     console = Console()
@@ -74,7 +75,7 @@ def _run(name: str, arguments: Sequence[str]) -> int:
             write_run(folder, config, result)
             experiment.plot(result.data, folder)
     except KeyboardInterrupt:
-        hint = f"; go on with --resume {folder}" if (folder / "checkpoints").exists() else ""
+        hint = f"; go on with --resume {folder}" if (folder / CHECKPOINTS).exists() else ""
         print(f"stopped{hint}", file=sys.stderr)
         return 130
     print_findings(console, _describe(name), result.findings)

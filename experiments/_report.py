@@ -27,6 +27,8 @@ from rich.table import Table
 
 _PIPE_WIDTH = 118
 _CONFIG_FILE = "config.json"
+CHECKPOINTS = "checkpoints"
+"""The folder in a run's folder where training is saved."""
 
 Data = dict[str, Any]
 """Measurements: dicts, strings, numbers and NumPy arrays, as JSON can hold them."""

@@ -14,11 +14,13 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import orbax.checkpoint as ocp
 from pydantic import Field
 
-from experiments._report import Data, InputError, RunConfig, Tick, write_config
-from jaxrnn import Array, Params, TrainState, fit
+from experiments._networks import init_networks
+from experiments._report import CHECKPOINTS, Data, InputError, RunConfig, Tick, write_config
+from jaxrnn import Array, Key, Layer, Params, TrainState, fit, init_train_state
 from jaxrnn.training import MakeBatch, TrainStep
 
 Positive = Annotated[int, Field(ge=1)]
@@ -26,9 +28,6 @@ PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 PositiveFraction = Annotated[float, Field(gt=0, lt=0.5)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
-CHECKPOINTS = "checkpoints"
-"""The folder in a run's folder where training is saved."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +87,30 @@ class _Run(NamedTuple):
     validation: Any  # [E, S]
     evaluations: Any  # () int
     inputs: Any  # [32] uint8, the digest of the task's inputs
+
+
+def start_networks(
+    network: Layer,
+    optimizer: optax.GradientTransformation,
+    config: TrainConfig,
+    batch_shape: tuple[int, ...] | None = None,
+) -> TrainState:
+    """The states [S, ...] before training; with a `batch_shape` they carry the recurrent states of
+    so many streams."""
+    keys = jax.random.split(jax.random.key(config.seed), (2, config.seeds))
+
+    def start(params: Params, key: Key) -> TrainState:
+        carry = None if batch_shape is None else network.initial_state(params, batch_shape)
+        return init_train_state(params, optimizer, key, carry=carry)
+
+    return jax.vmap(start)(init_networks(network, keys[0]), keys[1])
+
+
+def warm_up_and_cool_down(learning_rate: float, updates: int) -> optax.Schedule:
+    """A rate that rises for 100 updates and falls along a cosine to a hundredth."""
+    return optax.warmup_cosine_decay_schedule(
+        0.0, learning_rate, min(100, updates // 4), updates, learning_rate / 100
+    )
 
 
 def train(

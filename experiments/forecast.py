@@ -37,7 +37,6 @@ from experiments._forecast_problem import (
     pose,
     to_units,
 )
-from experiments._networks import init_networks
 from experiments._report import Data, Finding, InputError, Result, Tick
 from experiments._training import (
     NotNegative,
@@ -48,6 +47,7 @@ from experiments._training import (
     TrainConfig,
     describe_seeds,
     record,
+    start_networks,
     train,
 )
 from experiments.data.series import Series, load_sunspots, read_csv
@@ -58,7 +58,6 @@ from jaxrnn import (
     Params,
     TrainState,
     dense,
-    init_train_state,
     initializers,
     make_truncated_train_step,
     masked_mean,
@@ -198,14 +197,8 @@ def _make_task(config: Config, problem: Problem, network: Layer) -> tuple[Task, 
         optax.adamw(config.learning_rate, weight_decay=config.weight_decay),
     )
     step = make_truncated_train_step(loss_of_window, optimizer, config.window)
-    keys = jax.random.split(jax.random.key(config.seed), (2, config.seeds))
-    params = init_networks(network, keys[0])
-
-    def start(params: Params, key: Key) -> TrainState:
-        return init_train_state(params, optimizer, key, carry=network.initial_state(params))
-
     task = Task("network", step, make_batch, validate, (stream, targets, weights))
-    return task, jax.vmap(start)(params, keys[1])
+    return task, start_networks(network, optimizer, config, ())
 
 
 # Forecasts

@@ -7,9 +7,8 @@ on linearly 6.8. Refuted by the mean error over frames 2 to 100 of 200 test vide
 chosen on. The second frame alone, whose motion no model can know, costs 0.13 of that mean.
 
 The videos are those of Sutskever, Hinton & Taylor 2008 (`experiments.data.bouncing_balls`).
-Published errors on 4,000 training videos, as Gan et al. 2015 list them: RTRBM 3.88, structured
-RTRBM 3.31, temporal sigmoid belief network 3.07, deep 2.79. Training is by truncated
-back-propagation: one update a window of frames, the state carried through the video.
+Training is by truncated back-propagation: one update a window of frames, the state carried through
+the video.
 """
 
 from __future__ import annotations
@@ -32,7 +31,6 @@ from matplotlib.image import AxesImage
 from pydantic import Field
 
 from experiments._figures import BLACK, GREY, SERIES, saved_figure, say
-from experiments._networks import init_networks
 from experiments._report import Data, Finding, Result, Tick, within
 from experiments._training import (
     Positive,
@@ -42,7 +40,9 @@ from experiments._training import (
     Trained,
     describe_seeds,
     record,
+    start_networks,
     train,
+    warm_up_and_cool_down,
 )
 from experiments.data.bouncing_balls import PIXELS, SIDE, draw_tracks, render
 from jaxrnn import (
@@ -52,7 +52,6 @@ from jaxrnn import (
     Params,
     TrainState,
     dense,
-    init_train_state,
     make_truncated_train_step,
     stack,
     vanilla_rnn,
@@ -166,19 +165,11 @@ def _make_task(config: Config, network: Layer, videos: str) -> tuple[Task, Train
         return jnp.mean(_measure_one(network, params, render(validation)))
 
     updates = config.steps * -(-(config.frames - 1) // config.window)
-    rate = optax.warmup_cosine_decay_schedule(
-        0.0, config.learning_rate, min(100, updates // 4), updates, config.learning_rate / 100
-    )
+    rate = warm_up_and_cool_down(config.learning_rate, updates)
     optimizer = optax.chain(optax.clip_by_global_norm(100.0), optax.adam(rate, b2=0.99))
     step = make_truncated_train_step(loss_of_window, optimizer, config.window)
-    keys = jax.random.split(jax.random.key(config.seed), (2, config.seeds))
-
-    def start(params: Params, key: Key) -> TrainState:
-        carry = network.initial_state(params, (config.batch_size,))
-        return init_train_state(params, optimizer, key, carry=carry)
-
     task = Task(videos, step, make_batch, validate, (fixed, validation))
-    return task, jax.vmap(start)(init_networks(network, keys[0]), keys[1])
+    return task, start_networks(network, optimizer, config, (config.batch_size,))
 
 
 # Measurements

@@ -34,7 +34,6 @@ import optax
 
 from experiments._music_figures import plot_rolls, plot_scores
 from experiments._music_networks import drop_connect, plain_network, sample, sharing_network
-from experiments._networks import init_networks
 from experiments._report import Data, Finding, InputError, Result, Tick, within
 from experiments._training import (
     Fraction,
@@ -45,6 +44,7 @@ from experiments._training import (
     TrainConfig,
     describe_seeds,
     record,
+    start_networks,
     train,
 )
 from experiments.data.midi import write_midi
@@ -63,7 +63,6 @@ from jaxrnn import (
     Layer,
     Params,
     TrainState,
-    init_train_state,
     make_train_step,
     masked_mean,
     pack_sequences,
@@ -240,9 +239,7 @@ def _start(
         return masked_mean(losses, scored.scored)
 
     task = Task(name, make_train_step(loss_fn, optimizer), make_batch, validate, music)
-    keys = jax.random.split(jax.random.key(config.seed), (2, config.seeds))
-    params = init_networks(network, keys[0])
-    return task, jax.vmap(lambda p, key: init_train_state(p, optimizer, key))(params, keys[1])
+    return task, start_networks(network, optimizer, config)
 
 
 def _draw_batch(key: Key, music: _Music, size: int, window: int) -> tuple[Array, Array]:

@@ -31,7 +31,6 @@ from matplotlib.axes import Axes
 from pydantic import Field
 
 from experiments._figures import GREY, SERIES, saved_figure, say
-from experiments._networks import init_networks
 from experiments._report import Data, Finding, InputError, Result, Tick, within
 from experiments._training import (
     Fraction,
@@ -41,7 +40,9 @@ from experiments._training import (
     TrainConfig,
     describe_seeds,
     record,
+    start_networks,
     train,
+    warm_up_and_cool_down,
 )
 from experiments.data.files import read_text
 from experiments.data.text import Text, encode, measure_counts, read_library
@@ -54,7 +55,6 @@ from jaxrnn import (
     dense,
     dropout,
     embedding,
-    init_train_state,
     make_truncated_train_step,
     stack,
     vanilla_rnn,
@@ -204,19 +204,11 @@ def _make_task(
         return _mean_nats(network.unroll(params, None, validation[0])[1], validation[1])
 
     updates = config.steps * -(-len(inputs) // config.window)
-    rate = optax.warmup_cosine_decay_schedule(
-        0.0, config.learning_rate, min(100, updates // 4), updates, config.learning_rate / 100
-    )
+    rate = warm_up_and_cool_down(config.learning_rate, updates)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
     step = make_truncated_train_step(loss_of_window, optimizer, config.window)
-    keys = jax.random.split(jax.random.key(config.seed), (2, config.seeds))
-
-    def start(params: Params, key: Key) -> TrainState:
-        carry = network.initial_state(params, (config.streams,))
-        return init_train_state(params, optimizer, key, carry=carry)
-
     task = Task("network", step, make_batch, validate, (inputs, targets, validation))
-    return task, jax.vmap(start)(init_networks(network, keys[0]), keys[1])
+    return task, start_networks(network, optimizer, config, (config.streams,))
 
 
 def _mean_nats(logits: Array, targets: Array) -> Array:
