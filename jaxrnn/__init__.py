@@ -1,6 +1,6 @@
 """jaxrnn: the vanilla recurrent network in functional JAX."""
 
-from jaxrnn import initializers
+from jaxrnn import diagnostics, initializers
 from jaxrnn._types import Activation, Array, Initializer, Key, Params, State
 from jaxrnn.cell import RNNParams, init_rnn, step
 from jaxrnn.compose import bidirectional, chunked, residual, stack
@@ -42,6 +42,7 @@ __all__ = [
     "bidirectional",
     "chunked",
     "dense",
+    "diagnostics",
     "dropout",
     "embedding",
     "fit",

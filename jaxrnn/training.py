@@ -12,7 +12,14 @@ import numpy as np
 import optax
 from jax import lax
 
-from jaxrnn._checks import check_floating, check_function, check_key, check_shape, check_size
+from jaxrnn._checks import (
+    check_floating,
+    check_function,
+    check_key,
+    check_positive,
+    check_shape,
+    check_size,
+)
 from jaxrnn._types import Array, Key, Params
 
 Metrics = dict[str, Array]
@@ -200,6 +207,40 @@ def fit(
             callback(state, metrics)
     concatenate: Any = jnp.concatenate if _is_traced(history) else np.concatenate
     return state, jax.tree.map(lambda *parts: concatenate(parts), *history)
+
+
+def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
+    """Scale the gradient down to a global norm of `max_norm` where it is larger.
+
+    As ``optax.clip_by_global_norm``, which squares the gradient as it stands: where that overflows
+    (an entry of 1e20 in float32) it makes the update zero, and where it underflows it sees no norm.
+    Here the largest entry is divided out first. A gradient that is not finite stays so, for
+    ``optax.apply_if_finite`` to leave out.
+
+    Source: Pascanu, Mikolov & Bengio 2013, "On the difficulty of training recurrent neural
+    networks", algorithm 1.
+    """
+    max_norm = check_positive("max_norm", max_norm)
+
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
+        del params
+        leaves = jax.tree.leaves(updates)
+        dtype = functools.reduce(jnp.promote_types, [leaf.dtype for leaf in leaves], jnp.float32)
+        sizes = [jnp.max(jnp.abs(leaf), initial=0).astype(dtype) for leaf in leaves]
+        largest = functools.reduce(jnp.maximum, sizes, jnp.zeros((), dtype))
+        unit = jnp.where(largest == 0, jnp.ones_like(largest), largest)
+        squares = [jnp.sum(jnp.square(leaf.astype(dtype) / unit)) for leaf in leaves]
+        norm = jnp.sqrt(sum(squares, start=jnp.zeros((), dtype)))  # at least 1 where not all are 0
+        factor = jnp.minimum(max_norm / norm, unit)
+
+        def scale(leaf: Array) -> Array:
+            return (leaf.astype(dtype) / unit * factor).astype(leaf.dtype)
+
+        return jax.tree.map(scale, updates), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
 def _step_keys(state: TrainState) -> tuple[Key, Key]:

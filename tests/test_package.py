@@ -18,7 +18,12 @@ PACKAGE = Path(jaxrnn.__file__).parent
 MODULES = sorted(module.name for module in pkgutil.walk_packages([str(PACKAGE)]))
 PUBLIC = [
     *(getattr(jaxrnn, name) for name in jaxrnn.__all__),
-    *(value for name, value in vars(jaxrnn.initializers).items() if not name.startswith("_")),
+    *(
+        value
+        for module in (jaxrnn.diagnostics, jaxrnn.initializers)
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+    ),
 ]
 OWN = [value for value in PUBLIC if getattr(value, "__module__", "").startswith("jaxrnn")]
 FUNCTIONS = [
@@ -88,7 +93,7 @@ def test_all_is_sorted_and_holds_every_public_name():
         for name, value in vars(jaxrnn).items()
         if not name.startswith("_") and not inspect.ismodule(value)
     }
-    assert set(jaxrnn.__all__) == own | {"initializers"}
+    assert set(jaxrnn.__all__) == own | {"diagnostics", "initializers"}
 
 
 def test_no_public_function_shares_its_name_with_a_module():

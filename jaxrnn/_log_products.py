@@ -1,0 +1,213 @@
+"""Long matrix products whose entries neither overflow nor underflow.
+
+A vector, or a matrix's row, of any size is held as ordinary numbers times a power of two with an
+integer exponent. Scaling by powers of two rounds nothing, and an integer has no derivative, so that
+what is computed here can be differentiated exactly.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxrnn._types import Array
+
+_SWEEPS = 40
+"""More than the Jacobi method takes: it converges quadratically."""
+
+
+class Scaled(NamedTuple):
+    """``values * 2**exponent``. The exponent is an int32: one for all values, or one a row."""
+
+    values: Array
+    exponent: Array
+
+
+def rescale(values: Array, exponent: Array) -> Scaled:
+    """The same number with the largest absolute value in [1/2, 1). Zero keeps its exponent."""
+    axes = tuple(range(exponent.ndim, values.ndim))
+    largest = lax.stop_gradient(jnp.max(jnp.abs(values), axis=axes))
+    limit = -int(jnp.finfo(values.dtype).minexp)
+    shift = jnp.clip(jnp.frexp(largest)[1], -limit, limit)
+    return Scaled(
+        values * _power_of_two(-shift, values)[(..., *(None,) * len(axes))], exponent + shift
+    )
+
+
+def align(first: Scaled, second: Scaled) -> tuple[Array, Array, Array]:
+    """The values of two numbers with one exponent, that of the larger, and this exponent."""
+    lowest = jnp.iinfo(jnp.int32).min
+    heights = [jnp.where(jnp.any(a.values != 0), a.exponent, lowest) for a in (first, second)]
+    top = jnp.maximum(*heights)
+    top = jnp.where(top == lowest, jnp.maximum(first.exponent, second.exponent), top)
+    one, other = (a.values * _power_of_two(a.exponent - top, a.values) for a in (first, second))
+    return one, other, top
+
+
+def log_norm(scaled: Scaled) -> Array:
+    """The logarithm of the Euclidean norm of a vector; its derivative is 0 where it is -inf."""
+    square = jnp.sum(scaled.values**2)
+    return _log_of_square(square, scaled.exponent)
+
+
+def log_spectral_norm(scaled: Scaled) -> Array:
+    """The logarithm of the largest singular value of a square matrix A, differentiable.
+
+    A right singular vector v comes from ``(A^T A)^p`` with p = 2^60, by squaring; then |A v| is the
+    singular value up to a factor N^(1/p), and its derivative, v held, is that of the singular
+    value. (Where several are largest, it is that of one of them.)"""
+    matrix = lax.stop_gradient(scaled.values)
+
+    def square(_: int, power: Array) -> Array:
+        power = power @ power
+        largest = jnp.max(jnp.diagonal(power))
+        return power / jnp.where(largest == 0, jnp.ones_like(largest), largest)
+
+    power = lax.fori_loop(0, 60, square, matrix.T @ matrix)
+    v = power[:, jnp.argmax(jnp.diagonal(power))]
+    largest = jnp.max(jnp.abs(v))
+    v = v / jnp.where(largest == 0, jnp.ones_like(largest), largest)
+    stretched = jnp.sum((scaled.values @ v) ** 2) / jnp.maximum(jnp.sum(v**2), 1)
+    return _log_of_square(stretched, scaled.exponent)
+
+
+def orthogonalize(columns: Array) -> tuple[Array, Array]:
+    """``columns = q r`` for columns [N, M]: q [N, M] orthonormal, r [M, M] upper triangular.
+
+    Gram-Schmidt, each column twice, in plain products: batched factorisations of LAPACK that stand
+    side by side in one program can wait for each other for ever (see `initializers.orthogonal`).
+    A column of which no more than 4 sqrt(N) eps is left counts as dependent on those before it: its
+    q and its diagonal entry of r are 0."""
+    size, count = columns.shape
+    epsilon = 4 * math.sqrt(size) * float(jnp.finfo(columns.dtype).eps)
+    largest = jnp.max(jnp.abs(columns), axis=0)
+    largest = jnp.where(largest == 0, jnp.ones_like(largest), largest)
+    columns = columns / largest[None, :]
+    lengths = jnp.linalg.norm(columns, axis=0)
+
+    def add(j: Array, done: tuple[Array, Array]) -> tuple[Array, Array]:
+        q, r = done
+        first = columns[:, j] @ q
+        rest = columns[:, j] - q @ first
+        second = rest @ q
+        rest = rest - q @ second
+        length = jnp.linalg.norm(rest)
+        dependent = length <= epsilon * lengths[j]
+        unit = jnp.where(dependent, 0, rest / jnp.where(dependent, 1, length))
+        entry = jnp.where(dependent, 0, length)
+        return q.at[:, j].set(unit), r.at[:, j].set((first + second).at[j].set(entry))
+
+    start = jnp.zeros((size, count), columns.dtype), jnp.zeros((count, count), columns.dtype)
+    q, r = lax.fori_loop(0, count, add, start)
+    return q, r * largest[None, :]
+
+
+def multiply_rows(matrix: Array, rows: Scaled) -> Scaled:
+    """``matrix @ rows``, for a matrix [M, N] and rows [N, K] with an exponent each."""
+    left = rescale(matrix, jnp.zeros(matrix.shape[:1], jnp.int32))
+    mantissa, shift = jnp.frexp(left.values)
+    heights = shift + rows.exponent[None, :]
+    lowest = jnp.iinfo(jnp.int32).min
+    counted = (mantissa != 0) & jnp.any(rows.values != 0, axis=1)[None, :]
+    top = jnp.max(jnp.where(counted, heights, lowest), axis=1)
+    top = jnp.where(top == lowest, jnp.zeros_like(top), top)
+    factors = jnp.where(counted, heights - top[:, None], 0)
+    weights = jnp.where(counted, mantissa * _power_of_two(factors, matrix), 0)
+    return rescale(weights @ rows.values, left.exponent + top)
+
+
+def log_singular_values(rows: Scaled) -> Array:
+    """The logarithms of the singular values, descending, of a matrix [N, K] scaled row by row.
+
+    One-sided Jacobi: rows are turned in pairs until all are orthogonal; then their norms are the
+    singular values. In a pair of very different sizes the turn is a Gram-Schmidt step of the
+    smaller row, and each singular value is right relative to itself as long as the rows, scaled to
+    length 1, are well conditioned.
+
+    Source: Demmel & Veselic 1992, "Jacobi's method is more accurate than QR"."""
+    count = rows.values.shape[0]
+    if count % 2:
+        rows = Scaled(jnp.pad(rows.values, ((0, 1), (0, 0))), jnp.pad(rows.exponent, (0, 1)))
+    schedule = jnp.asarray(_round_robin(count + count % 2))
+    tolerance = math.sqrt(count) * float(jnp.finfo(rows.values.dtype).eps)
+
+    def turn(rows: Scaled, pairs: Array) -> tuple[Scaled, Array]:
+        first, second = (jax.tree.map(lambda leaf, at=at: leaf[at], rows) for at in pairs)
+        first, second, cosine = jax.vmap(_turn_pair)(first, second)
+        return Scaled(
+            *(
+                leaf.at[pairs[0]].set(one).at[pairs[1]].set(other)
+                for leaf, one, other in zip(rows, first, second, strict=True)
+            )
+        ), jnp.max(cosine)
+
+    def sweep(carry: tuple[Scaled, Array, Array]) -> tuple[Scaled, Array, Array]:
+        rows, cosines = lax.scan(turn, carry[0], schedule)
+        return rows, jnp.max(cosines), carry[2] + 1
+
+    def goes_on(carry: tuple[Scaled, Array, Array]) -> Array:
+        return (carry[1] > tolerance) & (carry[2] < _SWEEPS)
+
+    start = rescale(*rows), jnp.full((), jnp.inf, rows.values.dtype), jnp.zeros((), jnp.int32)
+    rows, _, _ = lax.while_loop(goes_on, sweep, start)
+    return -jnp.sort(-jax.vmap(log_norm)(rows))[:count]
+
+
+def _turn_pair(first: Scaled, second: Scaled) -> tuple[Scaled, Scaled, Array]:
+    """Turn two rows so that they are orthogonal; also the cosine that they had."""
+    swap = jax.vmap(log_norm)(Scaled(*map(jnp.stack, zip(first, second, strict=True))))
+    swap = swap[1] > swap[0]
+    large, small = (
+        jax.tree.map(lambda one, other, s=s: jnp.where(s, one, other), second, first)
+        for s in (swap, ~swap)
+    )
+    norms = jnp.linalg.norm(large.values), jnp.linalg.norm(small.values)
+    safe = [jnp.where(norm == 0, jnp.ones_like(norm), norm) for norm in norms]
+    u, v = large.values / safe[0], small.values / safe[1]
+    cosine = u @ v
+    shift = jnp.where(norms[1] == 0, 0, small.exponent - large.exponent)
+    ratio = jnp.minimum(norms[1] / safe[0] * _power_of_two(shift, u), 1)
+    # tangent / ratio, which stays finite where the ratio underflows
+    gap = 1 - ratio**2
+    below = gap + jnp.sqrt(gap**2 + (2 * ratio * cosine) ** 2)
+    tangent = -2 * cosine / jnp.where(below == 0, jnp.ones_like(below), below)
+    scale = lax.rsqrt(1 + (ratio * tangent) ** 2)
+    large = rescale(safe[0] * scale * (u - ratio**2 * tangent * v), large.exponent)
+    small = rescale(safe[1] * scale * (v + tangent * u), small.exponent)
+    pair = [
+        jax.tree.map(lambda one, other, s=s: jnp.where(s, one, other), small, large)
+        for s in (swap, ~swap)
+    ]
+    return pair[0], pair[1], jnp.abs(cosine)
+
+
+def _round_robin(count: int) -> np.ndarray:
+    """The rounds in which each of an even `count` meets each other once: [rounds, 2, count / 2]."""
+    seats = np.arange(count)
+    rounds = []
+    for _ in range(count - 1):
+        rounds.append([seats[: count // 2], seats[: count // 2 - 1 : -1]])
+        seats = np.concatenate([seats[:1], seats[-1:], seats[1:-1]])
+    return np.array(rounds, np.int32)
+
+
+def _power_of_two(exponent: Array, like: Array) -> Array:
+    """2**exponent exactly, in the dtype of `like`: 0 below its range, the largest above it."""
+    info = jnp.finfo(like.dtype)
+    bias = 1 - int(info.minexp)
+    whole = jnp.int64 if info.bits == 64 else jnp.int32
+    biased = jnp.clip(exponent + bias, 0, 2 * bias).astype(whole)
+    return lax.bitcast_convert_type(biased << info.nmant, like.dtype)
+
+
+def _log_of_square(square: Array, exponent: Array) -> Array:
+    """``log(sqrt(square) * 2**exponent)``; where `square` is 0, -inf with a derivative of 0."""
+    zero = square == 0
+    log = jnp.log(jnp.where(zero, jnp.ones_like(square), square)) / 2
+    log = log + exponent.astype(log.dtype) * math.log(2)
+    return jnp.where(zero, -jnp.inf, log)
