@@ -28,7 +28,7 @@ from experiments._report import (
     write_run,
 )
 
-EXPERIMENTS = ("tour", "bench", "forecast", "text", "music", "movies", "sweep")
+EXPERIMENTS = ("tour", "bench", "forecast", "text", "music", "movies", "sweep", "memory")
 """The names of the experiments: the modules of this package that keep `Experiment`."""
 
 

@@ -1,0 +1,269 @@
+"""Train a recipe at growing lengths of a problem, all seeds side by side, until it fails."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.flatten_util import ravel_pytree
+
+from experiments._problems import Batch, Problem
+from experiments._remedies import Recipe
+from experiments._report import Data
+from jaxrnn import Array, Key, Params, TrainState, diagnostics, fit, init_train_state
+from jaxrnn import make_train_step as make_step
+
+_STEPS_A_CALL = 50  # from one validation to the next
+_PENALIZED = 4  # sequences of a batch whose gradients are held steady
+_MEASURED = 4  # sequences and directions over which gradient norms are averaged
+_LAGS = 40  # at most, of which norms are kept
+
+
+class Effort(NamedTuple):
+    """How much is spent on a length: training steps at most, the sequences of one, and those of a
+    validation and of the test."""
+
+    steps: int
+    batch_size: int
+    test: int
+
+
+class _Climb(NamedTuple):
+    """Networks [S, ...] in training: their states, how much of its rate each still has, and the
+    parameters and optimizer states that validated best."""
+
+    state: TrainState
+    scale: np.ndarray
+    best: tuple[Params, Any]
+    best_loss: np.ndarray
+
+
+def climb(
+    problem: Problem, recipe: Recipe, lengths: tuple[int, ...], effort: Effort, keys: Key
+) -> Iterator[Data]:
+    """Train one network for each of `keys` [S] at each length, and yield what came of it.
+
+    It ends after the first length that fewer than half of the networks solve.
+    """
+    fresh = _start(problem, recipe, keys)
+    state = fresh
+    for length in lengths:
+        state = state if recipe.grows else fresh
+        before = _measure_norms(problem, recipe, length, state.params, keys)
+        state, steps = _train(problem, recipe, length, effort, state)
+        loss, right = evaluate(problem, recipe, length, effort.test, state.params, keys)
+        solved = np.array([problem.solves(length, *pair) for pair in zip(loss, right, strict=True)])
+        yield {
+            "length": length,
+            "steps": steps,
+            "loss": loss,
+            "right": right,
+            "solved": solved,
+            "skipped": np.asarray(state.opt_state.total_notfinite),
+            "lags": _lags(length),
+            "norms_before": before,
+            "norms_after": _measure_norms(problem, recipe, length, state.params, keys),
+            "params": state.params,
+        }
+        if np.mean(solved) < 0.5:
+            return
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _start(problem: Problem, recipe: Recipe, keys: Key) -> TrainState:
+    recurrent, readout = recipe.build(problem.input_size, problem.output_size)
+
+    def one(key: Key) -> TrainState:
+        key_recurrent, key_readout, key_run = jax.random.split(key, 3)
+        params = (recurrent.init(key_recurrent), readout.init(key_readout))
+        return init_train_state(params, recipe.full_optimizer(), key_run)
+
+    return jax.vmap(one)(keys)
+
+
+def _train(
+    problem: Problem, recipe: Recipe, length: int, effort: Effort, state: TrainState
+) -> tuple[TrainState, np.ndarray]:
+    """Train each network until it solves its validation sequences with something to spare.
+
+    A network that gets much worse goes back to its best, and on with half its learning rate.
+    Returns the best networks and the steps [S] that each took.
+    """
+    seeds = len(state.step)
+    best = (state.params, state.opt_state)
+    run = _Climb(state, np.ones(seeds), best, np.full(seeds, np.inf))
+    steps, running = np.zeros(seeds, int), np.ones(seeds, bool)
+    while True:
+        keys = jax.vmap(jax.random.fold_in)(run.state.key, run.state.step)
+        loss, right = evaluate(problem, recipe, length, effort.test, run.state.params, keys)
+        loss = np.where(np.isfinite(loss), loss, np.inf)
+        run = _keep_best(run, loss, running)
+        running = running & ~_has_margin(problem, length, loss, right)
+        if not running.any() or np.max(steps) >= effort.steps:
+            break
+        state = _advance(problem, recipe, length, effort.batch_size, run.state, run.scale)
+        steps, run = steps + _STEPS_A_CALL * running, run._replace(state=state)
+    params, opt_state = run.best
+    return run.state._replace(params=params, opt_state=opt_state), steps
+
+
+def _has_margin(problem: Problem, length: int, losses: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Whether each network solves the problem, with a loss far below that of knowing nothing."""
+    margin = problem.margin * problem.blind_loss(length)
+    return np.array(
+        [
+            problem.solves(length, loss, part) and loss <= margin
+            for loss, part in zip(losses, right, strict=True)
+        ]
+    )
+
+
+def _keep_best(run: _Climb, losses: np.ndarray, running: np.ndarray) -> _Climb:
+    """Note the new best networks, and send back those that lost much."""
+    now = (run.state.params, run.state.opt_state)
+    better = running & (losses < run.best_loss)
+    best, best_loss = _choose(better, now, run.best), np.where(better, losses, run.best_loss)
+    lost = running & ~(losses <= 2 * best_loss + 0.1)
+    params, opt_state = _choose(lost | ~running, best, now)
+    scale = np.where(lost, np.maximum(run.scale / 2, 1 / 64), run.scale)
+    state = run.state._replace(params=params, opt_state=opt_state)
+    return _Climb(state, scale, best, best_loss)
+
+
+def _choose(marks: np.ndarray, yes: Any, no: Any) -> Any:
+    """Of two stacks of networks [S, ...] the one or the other, network by network."""
+
+    def pick(a: Array, b: Array) -> Array:
+        return jnp.where(marks.reshape(-1, *[1] * (a.ndim - 1)), a, b)
+
+    return jax.tree.map(pick, yes, no)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _advance(
+    problem: Problem,
+    recipe: Recipe,
+    length: int,
+    batch_size: int,
+    state: TrainState,
+    scale: Array,
+) -> TrainState:
+    """Take some steps with every network, each with its part of the learning rate."""
+
+    def loss_fn(params: Params, batch: Batch, key: Key) -> tuple[Array, dict[str, Array]]:
+        del key
+        return _objective(problem, recipe, params, batch), {}
+
+    def make_batch(key: Key, step: Array) -> Batch:
+        del step
+        key_data, key_noise = jax.random.split(key)
+        batch = problem.draw(key_data, length, batch_size, recipe.mixes)
+        if not recipe.noise:
+            return batch
+        noise = recipe.noise * jax.random.normal(key_noise, batch.xs.shape)
+        return batch._replace(xs=batch.xs + noise)
+
+    def one(state: TrainState, scale: Array) -> TrainState:
+        optimizer = optax.chain(recipe.full_optimizer(), optax.scale(scale))
+        start = state._replace(opt_state=(state.opt_state, optax.EmptyState()))
+        state, _ = fit(make_step(loss_fn, optimizer), start, make_batch, _STEPS_A_CALL)
+        return state._replace(opt_state=state.opt_state[0])
+
+    return jax.vmap(one)(state, scale)
+
+
+def evaluate(
+    problem: Problem, recipe: Recipe, length: int, sequences: int, params: Params, keys: Key
+) -> tuple[np.ndarray, np.ndarray]:
+    """The loss and the fraction right, each [S], on sequences of a length drawn from `keys` [S]."""
+    loss, right = _evaluate(problem, recipe, length, sequences, params, keys)
+    return np.asarray(loss), np.asarray(right)
+
+
+def _answer(problem: Problem, recipe: Recipe, params: Params, batch: Batch) -> Array:
+    """The outputs that count: those of the last steps [B, O], or all [T, B, O]."""
+    recurrent, readout = recipe.build(problem.input_size, problem.output_size)
+    hs = recurrent.unroll(params[0], None, batch.xs)[1]
+    if problem.everywhere:
+        return readout.unroll(params[1], None, hs)[1]
+    return readout.step(params[1], None, hs[batch.last, jnp.arange(hs.shape[1])])[1]
+
+
+def _objective(problem: Problem, recipe: Recipe, params: Params, batch: Batch) -> Array:
+    """What is minimised: the loss, and the recipe's regulariser."""
+    loss = problem.loss(_answer(problem, recipe, params, batch), batch.targets)
+    if recipe.steadiness:
+        loss = loss + recipe.steadiness * _unsteadiness(problem, recipe, params, batch)
+    return loss
+
+
+def _unsteadiness(problem: Problem, recipe: Recipe, params: Params, batch: Batch) -> Array:
+    """How far the gradient's norm is from staying the same over a step, squared and summed.
+
+    Source: Pascanu, Mikolov & Bengio 2013, equation 9.
+    """
+    recurrent, readout = recipe.build(problem.input_size, problem.output_size)
+
+    def one(xs: Array, targets: Array) -> Array:
+        def loss_fn(state: Any, hs: Array) -> Array:
+            del state
+            counted = hs[:, None] if problem.everywhere else hs[-1:]
+            apply = readout.unroll if problem.everywhere else readout.step
+            outputs = apply(params[1], None, counted)[1]
+            wanted = targets[:, None] if problem.everywhere else targets[None]
+            return problem.loss(outputs, wanted)
+
+        logs = diagnostics.gradient_norms_by_lag(recurrent, params[0], None, xs, loss_fn)[1:]
+        return jnp.sum((jnp.exp(logs[1:] - logs[:-1]) - 1) ** 2)
+
+    some = slice(0, _PENALIZED)
+    targets = batch.targets[:, some] if problem.everywhere else batch.targets[some]
+    axis = 1 if problem.everywhere else 0
+    return jnp.mean(jax.vmap(one, in_axes=(1, axis))(batch.xs[:, some], targets))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _evaluate(
+    problem: Problem, recipe: Recipe, length: int, sequences: int, params: Params, keys: Key
+) -> tuple[Array, Array]:
+    def one(params: Params, key: Key) -> tuple[Array, Array]:
+        batch = problem.draw(jax.random.fold_in(key, length), length, sequences)
+        outputs = _answer(problem, recipe, params, batch)
+        return problem.loss(outputs, batch.targets), problem.right(outputs, batch.targets)
+
+    return jax.lax.map(lambda pair: one(*pair), (params, keys))  # one after another: memory
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _measure_norms(
+    problem: Problem, recipe: Recipe, length: int, params: Params, keys: Key
+) -> Array:
+    """log of the norm of u^T d h_T / d h_{T-k}, [S, K], the mean over some sequences, each with a
+    random direction u of length 1 of its own."""
+    recurrent, _ = recipe.build(problem.input_size, problem.output_size)
+
+    def one(params: Params, xs: Array, key: Key) -> Array:
+        def project(state: Any, ys: Array) -> Array:
+            del ys
+            flat = ravel_pytree(state)[0]
+            direction = jax.random.normal(key, flat.shape)
+            return jnp.vdot(direction, flat) / jnp.linalg.norm(direction)
+
+        return diagnostics.gradient_norms_by_lag(recurrent, params, None, xs, project)
+
+    def network(params: Params, key: Key) -> Array:
+        key_data, *key_directions = jax.random.split(key, 1 + _MEASURED)
+        xs = problem.draw(key_data, length, _MEASURED).xs
+        logs = jax.vmap(one, in_axes=(None, 1, 0))(params[0], xs, jnp.stack(key_directions))
+        return jnp.mean(logs[:, _lags(length)], axis=0)
+
+    return jax.vmap(network)(params, keys)
+
+
+def _lags(length: int) -> np.ndarray:
+    return np.unique(np.geomspace(1, length, _LAGS).astype(int))
