@@ -28,7 +28,17 @@ from experiments._report import (
     write_run,
 )
 
-EXPERIMENTS = ("tour", "bench", "forecast", "text", "music", "movies", "sweep", "memory")
+EXPERIMENTS = (
+    "tour",
+    "bench",
+    "forecast",
+    "text",
+    "music",
+    "movies",
+    "sweep",
+    "memory",
+    "gradients",
+)
 """The names of the experiments: the modules of this package that keep `Experiment`."""
 
 

@@ -13,7 +13,7 @@ import optax
 from jaxrnn import Array, Key, Layer, Params, dense, initializers, scanned, stack, vanilla_rnn
 from jaxrnn.training import clip_by_global_norm
 
-_UNITS = 64
+_UNITS, _SWITCHES = 64, 100
 _SMALL = 0.003  # the scale of the inputs that keep the states where tanh is straight
 
 
@@ -21,11 +21,11 @@ class Recipe(NamedTuple):
     """A network and its training.
 
     name, summary: for the tables. layers: input size to the recurrent layers. readout: output size
-    to the readout. optimizer: without its clipping. clips: whether the gradient's global norm is
-    clipped at 1. grows: whether each length starts from the network of the length before. mixes:
-    whether a batch holds all lengths up to the present one. noise: the standard deviation of the
-    noise on the inputs. steadiness: the weight of the regulariser that keeps back-propagated norms
-    steady. vanilla: whether the cell is.
+    to the readout. optimizer: without its clipping. clip: where the gradient's global norm is
+    clipped. grows: whether each length starts from the network of the length before. mixes: whether
+    a batch holds all lengths up to the present one. noise: the standard deviation, in training, of
+    what is added to the argument of the activation, in a network of one layer. steadiness: the
+    weight of the regulariser that keeps back-propagated norms steady. vanilla: whether the cell is.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Recipe(NamedTuple):
     layers: Callable[[int], tuple[Layer, ...]]
     readout: Callable[[int, int], Layer] = dense
     optimizer: optax.GradientTransformation = optax.adam(1e-3)
-    clips: bool = True
+    clip: float | None = 1.0
     grows: bool = False
     mixes: bool = False
     noise: float = 0.0
@@ -47,7 +47,7 @@ class Recipe(NamedTuple):
 
     def full_optimizer(self) -> optax.GradientTransformation:
         """The optimizer with its clipping, which leaves out updates that are not finite."""
-        clip = clip_by_global_norm(1.0) if self.clips else optax.identity()
+        clip = clip_by_global_norm(self.clip) if self.clip else optax.identity()
         return optax.apply_if_finite(
             optax.chain(clip, self.optimizer), max_consecutive_errors=2**30
         )
@@ -84,6 +84,23 @@ def _gru(input_size: int) -> tuple[Layer, ...]:
     return (scanned(input_size, _UNITS, init, initial_state, step),)
 
 
+def _switches(input_size: int) -> tuple[Layer, ...]:
+    """Units that stay on or off until a large input turns them: h = tanh(4 h) at h = +-0.9993."""
+    layer = vanilla_rnn(
+        input_size,
+        _SWITCHES,
+        w_ih_init=jax.nn.initializers.normal(3.0),
+        w_hh_init=initializers.identity(4.0),
+        learn_h0=True,
+    )
+
+    def init(key: Key) -> Params:
+        params = layer.init(key)
+        return params._replace(h0=jnp.ones(_SWITCHES))
+
+    return (layer._replace(init=init),)
+
+
 def _small_states(input_size: int) -> tuple[Layer, ...]:
     small = jax.nn.initializers.normal(_SMALL)
     return (vanilla_rnn(input_size, 2 * _UNITS, w_ih_init=small),)
@@ -112,8 +129,8 @@ _identity = initializers.identity
 RECIPES = {
     recipe.name: recipe
     for recipe in (
-        Recipe("lecture", "tanh, orthogonal start, Adam", _one(), clips=False),
-        Recipe("deep", "the same in three layers", _three, clips=False),
+        Recipe("lecture", "tanh, orthogonal start, Adam", _one(), clip=None),
+        Recipe("deep", "the same in three layers", _three, clip=None),
         Recipe("clipped", "gradient clipped at norm 1", _one()),
         Recipe("learned start", "learned initial state", _one(learn_h0=True)),
         Recipe("identity tanh", "started at the identity", _one(w_hh_init=_identity())),
@@ -132,6 +149,16 @@ RECIPES = {
             _relu(w_hh_init=_identity()),
             optimizer=optax.adam(5e-4),
             grows=True,
+        ),
+        Recipe(
+            "switches",
+            "units of gain 4 that start switched on, noise, a rate for each part",
+            _switches,
+            optimizer=_rates_by_part(1e-2, 2e-3, 1e-2),
+            clip=0.02,
+            grows=True,
+            mixes=True,
+            noise=0.5,
         ),
         Recipe(
             "small states",
