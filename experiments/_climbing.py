@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -19,12 +19,16 @@ from jaxrnn import Array, Key, Params, TrainState, diagnostics, fit, init_train_
 from jaxrnn import make_train_step as make_step
 
 _STEPS_A_CALL = 50  # from one validation to the next
-_IN_A_ROW = 5  # validations that a network in training passes before it is done
+_IN_A_ROW = 3  # validations that a network in training passes before it is done
 _LEAST = 1 / 16  # of its learning rate that a network keeps
 _PENALIZED = 4  # sequences of a batch whose gradients are held steady
 _AT_ONCE = 200  # sequences that are evaluated side by side, for the memory that they take
 _MEASURED = 4  # sequences and directions over which gradient norms are averaged
 _LAGS = 40  # at most, of which norms are kept
+# Less time to compile, of which there is more than of running; measured to run as fast.
+_quick_to_compile: Any = functools.partial(
+    jax.jit, compiler_options={"xla_backend_optimization_level": 1}
+)
 
 
 class Effort(NamedTuple):
@@ -47,18 +51,24 @@ class _Climb(NamedTuple):
 
 
 def climb(
-    problem: Problem, recipe: Recipe, lengths: tuple[int, ...], effort: Effort, keys: Key
+    problem: Problem,
+    recipe: Recipe,
+    lengths: tuple[int, ...],
+    effort: Effort,
+    keys: Key,
+    go_on: Callable[[], None] = lambda: None,
 ) -> Iterator[Data]:
     """Train one network for each of `keys` [S] at each length, and yield what came of it.
 
-    It ends after the first length that fewer than half of the networks solve.
+    It ends after the first length that fewer than half of the networks solve, or where `go_on`,
+    called between calls of some steps, raises.
     """
     fresh = _start(problem, recipe, keys)
     state = fresh
     for length in lengths:
         state = state if recipe.grows else fresh
         before = _measure_norms(problem, recipe, length, state.params, keys)
-        state, steps = _train(problem, recipe, length, effort, state)
+        state, steps = _train(problem, recipe, length, effort, state, go_on)
         loss, right = evaluate(problem, recipe, length, effort.test, state.params, keys)
         solved = np.array([problem.solves(length, *pair) for pair in zip(loss, right, strict=True)])
         yield {
@@ -77,7 +87,7 @@ def climb(
             return
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(_quick_to_compile, static_argnums=(0, 1))
 def _start(problem: Problem, recipe: Recipe, keys: Key) -> TrainState:
     recurrent, readout = recipe.build(problem.input_size, problem.output_size)
 
@@ -90,7 +100,12 @@ def _start(problem: Problem, recipe: Recipe, keys: Key) -> TrainState:
 
 
 def _train(
-    problem: Problem, recipe: Recipe, length: int, effort: Effort, state: TrainState
+    problem: Problem,
+    recipe: Recipe,
+    length: int,
+    effort: Effort,
+    state: TrainState,
+    go_on: Callable[[], None],
 ) -> tuple[TrainState, np.ndarray]:
     """Train each network until it solves its validation sequences with something to spare.
 
@@ -103,6 +118,7 @@ def _train(
     steps, running = np.zeros(seeds, int), np.ones(seeds, bool)
     passed = np.full(seeds, _IN_A_ROW - 1)  # in a row; a network that need not train passes once
     while True:
+        go_on()
         keys = jax.vmap(jax.random.fold_in)(run.state.key, run.state.step)
         loss, right = evaluate(problem, recipe, length, effort.test, run.state.params, keys)
         loss = np.where(np.isfinite(loss), loss, np.inf)
@@ -149,7 +165,7 @@ def _choose(marks: np.ndarray, yes: Any, no: Any) -> Any:
     return jax.tree.map(pick, yes, no)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@functools.partial(_quick_to_compile, static_argnums=(0, 1, 2, 3))
 def _advance(
     problem: Problem,
     recipe: Recipe,
@@ -241,7 +257,7 @@ def _unsteadiness(problem: Problem, recipe: Recipe, params: Params, batch: Batch
     return jnp.mean(jax.vmap(one, in_axes=(1, axis))(batch.xs[:, some], targets))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@functools.partial(_quick_to_compile, static_argnums=(0, 1, 2, 3))
 def _evaluate(
     problem: Problem, recipe: Recipe, length: int, sequences: int, params: Params, keys: Key
 ) -> tuple[Array, Array]:
@@ -258,7 +274,7 @@ def _evaluate(
     return jax.lax.map(network, (params, keys))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(_quick_to_compile, static_argnums=(0, 1, 2))
 def _measure_norms(
     problem: Problem, recipe: Recipe, length: int, params: Params, keys: Key
 ) -> Array:

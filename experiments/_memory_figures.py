@@ -13,7 +13,8 @@ from experiments._problems import PROBLEMS
 from experiments._remedies import RECIPES
 from experiments._report import Data
 
-_DEFAULT = "lecture"
+DEFAULT = "lecture"
+"""The recipe that the others are held against."""
 _LN10 = np.log(10)
 _TITLES = {"latch": "hold a sign", "order": "order of two", "adding": "add two", "copy": "copy ten"}
 
@@ -53,7 +54,7 @@ def _plot_before_and_after(data: Data, path: Path) -> None:
         factors = []
         for row, (problem, entries) in enumerate(reversed(groups.items())):
             best = find_best(entries)
-            shown = ((-0.18, BLUE, _DEFAULT), (0.18, VERMILION, best))
+            shown = ((-0.18, BLUE, DEFAULT), (0.18, VERMILION, best))
             ends = []
             for shift, colour, name in shown:
                 lengths = reach(entries[name])
@@ -75,21 +76,21 @@ def _plot_before_and_after(data: Data, path: Path) -> None:
             figure,
             f"A vanilla network remembers {min(factors):.0f} to {max(factors):.0f} times as long "
             "when it is started and trained for it",
-            f"{data['seeds']} networks each (ticks; bars are medians). Right: mean over networks "
-            "and sequences; the lecture's before and after training where it fails, the best at "
-            "the same lags",
+            f"{data['seeds']} networks each (ticks; bars are medians). Right: the lecture's where "
+            "it first fails, the best's over its longest length",
         )
 
 
 def _draw_gradients(axes: Axes, groups: dict[str, dict[str, Data]]) -> None:
     """Gradient norms by lag of the default network and of the best, before and after training."""
-    for entries in groups.values():
+    for problem, entries in groups.items():
         best = find_best(entries)
-        for colour, name in ((BLUE, _DEFAULT), (VERMILION, best)):
+        for colour, name in ((BLUE, DEFAULT), (VERMILION, best)):
             rung = entries[name]["rungs"][-1]
             for when, style in (("before", ":"), ("after", "-")):
                 logs = np.mean(np.asarray(rung[f"norms_{when}"]), axis=0) / _LN10
                 axes.plot(rung["lags"], logs, ls=style, color=colour, lw=1.3, alpha=0.8)
+            axes.annotate(f" {problem}", (rung["lags"][-1], logs[-1]), fontsize=8, color=colour)
     for colour, label in ((BLUE, "lecture"), (VERMILION, "best")):
         for style, when in ((":", "before"), ("-", "after")):
             axes.plot([], [], ls=style, color=colour, label=f"{label}, {when} training")
@@ -109,7 +110,7 @@ def _plot_reaches(data: Data, path: Path) -> None:
                 if name not in entries:
                     continue
                 lengths = np.maximum(reach(entries[name]), 1)
-                colour = GREY if not RECIPES[name].vanilla else SERIES[0 if name == _DEFAULT else 1]
+                colour = GREY if not RECIPES[name].vanilla else SERIES[0 if name == DEFAULT else 1]
                 axes.barh(row, np.median(lengths), 0.6, color=colour, alpha=0.85)
                 axes.plot(lengths, np.full(len(lengths), row), "|", color=BLACK, ms=7)
             axes.set(xscale="log", xlabel="longest length solved", title=_TITLES[problem])

@@ -10,8 +10,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxrnn import Array, Key, Layer, Params, dense, initializers, scanned, stack, vanilla_rnn
-from jaxrnn.training import clip_by_global_norm
+from jaxrnn import (
+    Array,
+    Key,
+    Layer,
+    Params,
+    clip_by_global_norm,
+    dense,
+    initializers,
+    scanned,
+    stack,
+    vanilla_rnn,
+)
 
 _UNITS, _SWITCHES = 64, 100
 _SMALL = 0.003  # the scale of the inputs that keep the states where tanh is straight
@@ -147,7 +157,6 @@ RECIPES = {
             "relu growing",
             "relu, started at the identity, growing lengths",
             _relu(w_hh_init=_identity()),
-            optimizer=optax.adam(5e-4),
             grows=True,
         ),
         Recipe(

@@ -156,7 +156,7 @@ def read_config(folder: Path, kind: type[RunConfig]) -> RunConfig:
 def write_run(folder: Path, config: RunConfig, result: Result) -> None:
     """Write config.json, metrics.json and findings.csv."""
     write_config(folder, config)
-    _write_json(folder / "metrics.json", result.data)
+    write_json(folder / "metrics.json", result.data)
     with (folder / "findings.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["name", "claim", "criterion", "measured", "verdict"])
@@ -180,8 +180,11 @@ def print_findings(console: Console, title: str, findings: Sequence[Finding]) ->
     (console if console.is_terminal else Console(width=_PIPE_WIDTH)).print(table)
 
 
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=1, default=_plain) + "\n", encoding="utf-8")
+def write_json(path: Path, value: Any) -> None:
+    """Write measurements as JSON, whole or not at all."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(value, indent=1, default=_plain) + "\n", encoding="utf-8")
+    partial.replace(path)
 
 
 def _plain(value: Any) -> Any:

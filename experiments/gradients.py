@@ -39,13 +39,13 @@ from jaxrnn import (
     Key,
     Layer,
     Params,
+    clip_by_global_norm,
     diagnostics,
     fit,
     init_train_state,
     initializers,
     make_train_step,
 )
-from jaxrnn.training import clip_by_global_norm
 
 _STARTS: dict[str, Callable[[float, int], Initializer]] = {
     "orthogonal": lambda gain, size: initializers.orthogonal(gain),

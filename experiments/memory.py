@@ -15,9 +15,10 @@ half of them solve a length. `experiments._problems` states the problems and the
 from __future__ import annotations
 
 import functools
+import json
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,10 +31,20 @@ from pydantic import Field
 
 from experiments import _memory_figures
 from experiments._climbing import Effort, climb, evaluate
-from experiments._memory_figures import find_best, reach
+from experiments._memory_figures import DEFAULT
+from experiments._memory_findings import judge
 from experiments._problems import PROBLEMS
 from experiments._remedies import RECIPES
-from experiments._report import Data, Finding, InputError, Result, RunConfig, Tick
+from experiments._report import (
+    CHECKPOINTS,
+    Data,
+    InputError,
+    Result,
+    RunConfig,
+    Tick,
+    write_config,
+    write_json,
+)
 from experiments._training import Positive
 from jaxrnn import (
     Key,
@@ -49,32 +60,29 @@ from jaxrnn import (
 )
 
 _LENGTHS = {
-    "latch": (10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000),
-    "order": (20, 30, 50, 75, 100, 150, 200, 300, 450, 700, 1000),
+    "latch": (10, 20, 50, 100, 200, 500, 1000, 3000, 10000),
+    "order": (20, 35, 50, 75, 100, 150, 200, 500, 1000),
     "adding": (25, 50, 100, 200, 400, 600),
     "copy": (10, 20, 50, 100, 200, 500, 1000, 2000),
 }
-_QUICK_LENGTHS = {"latch": (10, 20, 50, 200, 1000), "order": (20, 30, 50), "copy": (10, 50, 200)}
-_STEPS = {"latch": 1000, "order": 3000, "adding": 3000, "copy": 500}
-_QUICK_STEPS = {"latch": 300, "order": 600, "copy": 200}
-_QUICK_RECIPES = ("lecture", "growing", "relu growing", "small states")
+_STEPS = {"latch": 1000, "order": 2500, "adding": 3000, "copy": 2000}
+_QUICK_LENGTHS = {"latch": (10, 20, 50, 200), "order": (20, 50, 200), "copy": (10, 20, 200)}
+_QUICK_STEPS = {"latch": 300, "order": 1000, "copy": 200}
+_QUICK_RECIPES = {"latch": "growing", "order": "switches", "copy": "small states"}
 _FAR = {"order": (200, 2000)}  # networks trained up to the one length are tested at the other
 _EXPLODING_LENGTH = 600
-_DEFAULT = "lecture"
-_WORDS = {
-    "latch": "To hold a sign through noise",
-    "order": "To tell the order of two signals",
-    "adding": "To add two marked numbers",
-    "copy": "To copy ten symbols",
-}
+_GoOn = Callable[[], None]  # raises CancelledError where the run is to stop
+_Job = Callable[[_GoOn], Data]
 
 
 @dataclass(frozen=True)
 class Config(RunConfig):
     """The options of `memory`."""
 
+    resume: Path | None = None
+    """Folder of a run that was cut: go on with what it had not climbed, with the options it had."""
     quick: bool = False
-    """Three problems, short lengths and four recipes: a few minutes."""
+    """Three problems, short lengths, and beside the lecture's one recipe for each."""
     problems: tuple[str, ...] = tuple(PROBLEMS)
     """Problems to climb: latch, order, adding, copy."""
     recipes: tuple[str, ...] = tuple(RECIPES)
@@ -98,21 +106,23 @@ def run(config: Config, progress: Tick) -> Result:
     pairs = [
         (problem, recipe)
         for problem in config.problems
+        if problem in lengths
         for recipe in config.recipes
-        if problem in lengths and (not config.quick or recipe in _QUICK_RECIPES)
+        if not config.quick or recipe in (DEFAULT, _QUICK_RECIPES.get(problem))
     ]
-    jobs: list[Callable[[], Data]] = [
-        functools.partial(_climb_pair, config, *pair, key_climbs) for pair in pairs
-    ]
+    jobs: dict[str, _Job] = {
+        "-".join(pair): functools.partial(_climb_pair, config, *pair, key_climbs) for pair in pairs
+    }
     if not config.quick:
-        jobs.insert(0, functools.partial(_explode, config, key_explosion))
-    results = _run_side_by_side(jobs, config.workers, progress)
+        jobs = {"explosion": functools.partial(_explode, config, key_explosion)} | jobs
+    results = _run_side_by_side(jobs, config, progress)
+    explosion = results.pop("explosion", None)
     data: Data = {
         "seeds": config.seeds,
-        "explosion": None if config.quick else results[0],
-        "climbs": results[-len(pairs) :],
+        "explosion": explosion,
+        "climbs": list(results.values()),
     }
-    return Result(data, _judge(data))
+    return Result(data, judge(data))
 
 
 def plot(data: Data, folder: Path) -> None:
@@ -128,27 +138,47 @@ def _check_names(option: str, names: Sequence[str], known: Any) -> None:
         raise InputError(f"--{option} names nothing, expected some of {', '.join(known)}")
 
 
-def _run_side_by_side(jobs: list[Callable[[], Data]], workers: int, progress: Tick) -> list[Data]:
-    """The results of all jobs, in their order; XLA computes outside Python's lock."""
-    done, lock = 0, threading.Lock()
+def _run_side_by_side(jobs: dict[str, _Job], config: Config, progress: Tick) -> dict[str, Data]:
+    """The results of all jobs, saved as they come; XLA computes outside Python's lock."""
+    folder = config.resume or config.folder
+    if folder is not None:
+        write_config(folder, config)
+        (folder / CHECKPOINTS).mkdir(exist_ok=True)
+    done, lock, stopping = 0, threading.Lock(), threading.Event()
 
-    def work(job: Callable[[], Data]) -> Data:
+    def go_on() -> None:
+        if stopping.is_set():
+            raise CancelledError
+
+    def work(name: str) -> Data:
         nonlocal done
-        result = job()
+        result = _remember(folder, name, functools.partial(jobs[name], go_on))
         with lock:
             done += 1
-            progress(done / len(jobs), f"{done} of {len(jobs)} recipes climbed")
+            progress(done / len(jobs), f"{done} of {len(jobs)} done, the last: {name}")
         return result
 
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(config.workers) as pool:
         try:
-            return list(pool.map(work, jobs))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+            return dict(zip(jobs, pool.map(work, jobs), strict=True))
+        finally:
+            stopping.set()
 
 
-def _climb_pair(config: Config, problem: str, recipe: str, key: Key) -> Data:
+def _remember(folder: Path | None, name: str, job: Callable[[], Data]) -> Data:
+    """What the job returns; what it returned in the run that is resumed."""
+    if folder is None:
+        return job()
+    path = folder / CHECKPOINTS / f"{name.replace(' ', '_')}.json"
+    if not path.exists():
+        write_json(path, job())
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
+
+
+def _climb_pair(config: Config, problem: str, recipe: str, key: Key, go_on: _GoOn) -> Data:
     """The rungs of one recipe on one problem."""
     lengths = (_QUICK_LENGTHS if config.quick else _LENGTHS)[problem]
     steps = (_QUICK_STEPS if config.quick else _STEPS)[problem]
@@ -156,7 +186,8 @@ def _climb_pair(config: Config, problem: str, recipe: str, key: Key) -> Data:
     far_from, far_to = _FAR.get(problem, (0, 0))
     rungs = []
     how = (PROBLEMS[problem], RECIPES[recipe])
-    for rung in climb(*how, lengths, Effort(steps, config.batch_size, config.test_sequences), keys):
+    effort = Effort(steps, config.batch_size, config.test_sequences)
+    for rung in climb(*how, lengths, effort, keys, go_on):
         params: Params = rung.pop("params")
         if rung["length"] == far_from:
             _, right = evaluate(*how, far_to, config.test_sequences, params, keys)
@@ -165,7 +196,7 @@ def _climb_pair(config: Config, problem: str, recipe: str, key: Key) -> Data:
     return {"problem": problem, "recipe": recipe, "rungs": rungs}
 
 
-def _explode(config: Config, key: Key) -> Data:
+def _explode(config: Config, key: Key, go_on: _GoOn) -> Data:
     """Follow one relu network, started at the identity, on long adding problems until it breaks,
     with optax's own clipping and nothing that leaves out a step."""
     problem = PROBLEMS["adding"]
@@ -191,164 +222,8 @@ def _explode(config: Config, key: Key) -> Data:
     train_step = make_train_step(loss_fn, optimizer)
     history: list[Data] = []
     while len(history) < 60 and (not history or np.isfinite(history[-1]["loss"]).all()):
+        go_on()
         state, metrics = fit(train_step, state, make_batch, 10)
         history.append(metrics)
-    return {name: np.concatenate([part[name] for part in history]) for name in history[0]}
-
-
-# The table
-
-
-def _judge(data: Data) -> list[Finding]:
-    climbs = data["climbs"]
-    problems = list(dict.fromkeys(entry["problem"] for entry in climbs))
-    findings = [_judge_reach(data, problem) for problem in problems]
-    if "order" in problems and data["explosion"]:
-        findings += _judge_order(climbs)
-    if "adding" in problems and data["explosion"]:
-        findings += _judge_adding(climbs, data["explosion"])
-    return [*findings, _judge_gradient(climbs)]
-
-
-def _of(climbs: list[Data], problem: str) -> dict[str, Data]:
-    return {entry["recipe"]: entry for entry in climbs if entry["problem"] == problem}
-
-
-def _judge_reach(data: Data, problem: str) -> Finding:
-    """The lecture's network against the best vanilla one."""
-    reaches = {name: reach(entry) for name, entry in _of(data["climbs"], problem).items()}
-    vanilla = {name: each for name, each in reaches.items() if RECIPES[name].vanilla}
-    best = find_best(_of(data["climbs"], problem))
-    default, longest = (float(np.median(vanilla[name])) for name in (_DEFAULT, best))
-    shortest = PROBLEMS[problem].shortest
-    others = ", ".join(
-        f"{name} {np.median(each):.0f}"
-        for name, each in reaches.items()
-        if name not in (_DEFAULT, best)
-    )
-    return Finding(
-        problem,
-        f"{_WORDS[problem]}: the cell is vanilla, and remembers ten times as long as the lecture's "
-        "default network.",
-        "the longest length solved, the median of the networks, is at least ten times as long",
-        f"{_DEFAULT} {default:.0f}, {best} {longest:.0f} ({longest / max(default, shortest):.0f} "
-        f"times; the worst of {len(vanilla[best])} networks {vanilla[best].min()}); {others}",
-        longest >= 10 * max(default, shortest),
-    )
-
-
-def _judge_order(climbs: list[Data]) -> list[Finding]:
-    entries = _of(climbs, "order")
-    vanilla = [entry for name, entry in entries.items() if RECIPES[name].vanilla]
-    wanted = (50, 100, 150, 200)
-    all_right = {
-        entry["recipe"]: [
-            rung["length"] for rung in entry["rungs"] if np.all(np.asarray(rung["right"]) == 1)
-        ]
-        for entry in vanilla
-    }
-    best = max(all_right, key=lambda name: len(set(all_right[name]) & set(wanted)))
-    far = {
-        entry["recipe"]: np.asarray(rung["far"]["right"])
-        for entry in vanilla
-        for rung in entry["rungs"]
-        if "far" in rung
-    }
-    farthest = max(far, key=lambda name: far[name].min(), default=None)
-    trained = {name: max(lengths, default=0) for name, lengths in all_right.items()}
-    longest = max(trained, key=lambda name: trained[name])
-    return [
-        Finding(
-            "order, all right",
-            "A vanilla network of 64 units tells the order of two signals without an error.",
-            f"every network right on every test sequence at T = {', '.join(map(str, wanted))}",
-            f"{best}: all right at T = {', '.join(map(str, all_right[best])) or 'none'}",
-            set(wanted) <= set(all_right[best]),
-        ),
-        Finding(
-            "order, further",
-            "Networks trained on lengths up to 200 are still right at T = 2,000.",
-            "at least 99 % of the test sequences right, for every network of a recipe",
-            "; ".join(f"{name}: {_percents(right)}" for name, right in far.items())
-            or "no recipe was trained at T = 200",
-            farthest is not None and bool(far[farthest].min() >= 0.99),
-        ),
-        Finding(
-            "order, trained",
-            "Networks can be trained at T = 1,000.",
-            "every network of a recipe right on every test sequence at T = 1,000",
-            f"{longest}: all right at T = {trained[longest]}",
-            trained[longest] >= 1000,
-        ),
-    ]
-
-
-def _judge_adding(climbs: list[Data], explosion: Data) -> list[Finding]:
-    losses = {
-        (name, rung["length"]): np.asarray(rung["loss"])
-        for name, entry in _of(climbs, "adding").items()
-        for rung in entry["rungs"]
-        if RECIPES[name].vanilla
-    }
-    findings = []
-    for length in (400, 600):
-        those = {name: each for (name, at), each in losses.items() if at == length}
-        best = min(those, key=lambda name: those[name].max(), default=None)
-        findings.append(
-            Finding(
-                f"adding, {length}",
-                f"Two numbers among {length} are added.",
-                "squared error at most 0.01 for every network of a recipe (answering 1: 0.167)",
-                "no recipe got so far"
-                if best is None
-                else f"{best}: {those[best].mean():.4f}, the worst {those[best].max():.4f}",
-                best is not None and bool(those[best].max() <= 0.01),
-            )
-        )
-    loss, radius, state = (np.asarray(explosion[name]) for name in ("loss", "radius", "state"))
-    broken = np.flatnonzero(~np.isfinite(loss))
-    at = int(broken[0]) if len(broken) else len(loss) - 1
-    last = max(at - 1, 0)
-    return [
-        *findings,
-        Finding(
-            "adding, NaN",
-            f"At T = {_EXPLODING_LENGTH} a relu network breaks in its forward pass, where clipping "
-            "the gradient does not reach.",
-            "its loss stops being finite while its recurrent matrix has a spectral radius above 1",
-            f"step {at}: loss {loss[last]:.2g}, then {loss[at]:.2g}; spectral radius "
-            f"{radius[0]:.3f} at the start, {radius[last]:.3f} then, largest state "
-            f"{state[last]:.2g}; {radius[last]:.3f}^{_EXPLODING_LENGTH} = 10^"
-            f"{_EXPLODING_LENGTH * np.log10(radius[last]):.0f}",
-            bool(len(broken)) and bool(radius[last] > 1),
-        ),
-    ]
-
-
-def _judge_gradient(climbs: list[Data]) -> Finding:
-    """Where a recipe's networks fail, against the gradient that reached them."""
-    rows = []
-    for entry in climbs:
-        last = entry["rungs"][-1]
-        decay = np.mean(np.asarray(last["norms_before"])[:, -1]) / np.log(10)
-        rows.append((decay, bool(np.mean(last["solved"]) < 0.5), entry))
-    failed = [decay for decay, fails, _ in rows if fails]
-    lecture = [
-        f"{entry['problem']} 10^{decay:.1f} over {entry['rungs'][-1]['length']}"
-        for decay, _, entry in rows
-        if entry["recipe"] == _DEFAULT
-    ]
-    kept = [decay for decay, fails, _ in rows if not fails]
-    return Finding(
-        "gradient",
-        "Networks fail where the gradient no longer reaches back.",
-        "before training on its last length, the gradient's norm over that length is below 0.01 "
-        "for the median of the recipes that fail there, and higher for those that never fail",
-        f"fail: 10^{np.median(failed) if failed else np.nan:.1f}; never fail: "
-        f"10^{np.median(kept) if kept else np.nan:.1f}; {_DEFAULT}: {', '.join(lecture)}",
-        bool(failed and kept and np.median(failed) < min(-2.0, np.median(kept))),
-    )
-
-
-def _percents(parts: np.ndarray) -> str:
-    return f"{100 * parts.min():.1f} to {100 * parts.max():.1f} %"
+    curves = {name: np.concatenate([part[name] for part in history]) for name in history[0]}
+    return {"length": _EXPLODING_LENGTH, **curves}

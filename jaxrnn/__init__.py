@@ -18,6 +18,7 @@ from jaxrnn.sequences import (
 )
 from jaxrnn.training import (
     TrainState,
+    clip_by_global_norm,
     fit,
     init_train_state,
     make_train_step,
@@ -41,6 +42,7 @@ __all__ = [
     "TrainState",
     "bidirectional",
     "chunked",
+    "clip_by_global_norm",
     "dense",
     "diagnostics",
     "dropout",
