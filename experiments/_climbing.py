@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -32,10 +32,11 @@ _quick_to_compile: Any = functools.partial(
 
 
 class Effort(NamedTuple):
-    """How much is spent on a length: training steps at most, the sequences of one, and those of a
-    validation and of the test."""
+    """How much is spent on a length: training steps at most, and so many that the steps of their
+    sequences are at most `sequence_steps`; the sequences of a training step, and of a test."""
 
     steps: int
+    sequence_steps: int
     batch_size: int
     test: int
 
@@ -56,19 +57,17 @@ def climb(
     lengths: tuple[int, ...],
     effort: Effort,
     keys: Key,
-    go_on: Callable[[], None] = lambda: None,
 ) -> Iterator[Data]:
     """Train one network for each of `keys` [S] at each length, and yield what came of it.
 
-    It ends after the first length that fewer than half of the networks solve, or where `go_on`,
-    called between calls of some steps, raises.
+    It ends after the first length that fewer than half of the networks solve.
     """
     fresh = _start(problem, recipe, keys)
     state = fresh
     for length in lengths:
         state = state if recipe.grows else fresh
         before = _measure_norms(problem, recipe, length, state.params, keys)
-        state, steps = _train(problem, recipe, length, effort, state, go_on)
+        state, steps = _train(problem, recipe, length, effort, state)
         loss, right = evaluate(problem, recipe, length, effort.test, state.params, keys)
         solved = np.array([problem.solves(length, *pair) for pair in zip(loss, right, strict=True)])
         yield {
@@ -79,8 +78,8 @@ def climb(
             "solved": solved,
             "skipped": np.asarray(state.opt_state.total_notfinite),
             "lags": _lags(length),
-            "norms_before": before,
-            "norms_after": _measure_norms(problem, recipe, length, state.params, keys),
+            "norms_before": np.asarray(before),
+            "norms_after": np.asarray(_measure_norms(problem, recipe, length, state.params, keys)),
             "params": state.params,
         }
         if np.mean(solved) < 0.5:
@@ -105,7 +104,6 @@ def _train(
     length: int,
     effort: Effort,
     state: TrainState,
-    go_on: Callable[[], None],
 ) -> tuple[TrainState, np.ndarray]:
     """Train each network until it solves its validation sequences with something to spare.
 
@@ -113,19 +111,19 @@ def _train(
     Returns the best networks and the steps [S] that each took.
     """
     seeds = len(state.step)
+    most = min(effort.steps, effort.sequence_steps // length)
     best = (state.params, state.opt_state)
     run = _Climb(state, np.ones(seeds), best, np.full(seeds, np.inf))
     steps, running = np.zeros(seeds, int), np.ones(seeds, bool)
     passed = np.full(seeds, _IN_A_ROW - 1)  # in a row; a network that need not train passes once
     while True:
-        go_on()
         keys = jax.vmap(jax.random.fold_in)(run.state.key, run.state.step)
         loss, right = evaluate(problem, recipe, length, effort.test, run.state.params, keys)
         loss = np.where(np.isfinite(loss), loss, np.inf)
         run = _keep_best(run, loss, running)
         passed = np.where(_has_margin(problem, length, loss, right), passed + 1, 0)
         running = running & (passed < _IN_A_ROW)
-        if not running.any() or np.max(steps) >= effort.steps:
+        if not running.any() or np.max(steps) + _STEPS_A_CALL > most:
             break
         state = _advance(problem, recipe, length, effort.batch_size, run.state, run.scale)
         steps, run = steps + _STEPS_A_CALL * running, run._replace(state=state)
@@ -195,7 +193,8 @@ def _advance(
 def evaluate(
     problem: Problem, recipe: Recipe, length: int, sequences: int, params: Params, keys: Key
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The loss and the fraction right, each [S], on sequences of a length drawn from `keys` [S]."""
+    """The loss and the fraction right, each [S], on sequences of a length drawn from `keys` [S];
+    their number is rounded up to whole parts."""
     loss, right = _evaluate(problem, recipe, length, sequences, params, keys)
     return np.asarray(loss), np.asarray(right)
 
@@ -233,23 +232,35 @@ def _add_noise(noise: float, params: Params, batch: Batch, key: Key) -> tuple[Pa
 
 
 def _unsteadiness(problem: Problem, recipe: Recipe, params: Params, batch: Batch) -> Array:
-    """How far the gradient's norm is from staying the same over a step, squared and summed.
+    """How far each step is from keeping the norm of the gradient that it passes back, squared and
+    summed. A step that no gradient reaches, or passes, does not count.
 
     Source: Pascanu, Mikolov & Bengio 2013, equation 9.
     """
     recurrent, readout = recipe.build(problem.input_size, problem.output_size)
 
-    def one(xs: Array, targets: Array) -> Array:
-        def loss_fn(state: Any, hs: Array) -> Array:
-            del state
-            counted = hs[:, None] if problem.everywhere else hs[-1:]
-            apply = readout.unroll if problem.everywhere else readout.step
-            outputs = apply(params[1], None, counted)[1]
-            wanted = targets[:, None] if problem.everywhere else targets[None]
-            return problem.loss(outputs, wanted)
+    def loss_fn(hs: Array, targets: Array) -> Array:  # [T, H], of one sequence
+        counted = hs[:, None] if problem.everywhere else hs[-1:]
+        apply = readout.unroll if problem.everywhere else readout.step
+        return problem.loss(apply(params[1], None, counted)[1], targets[..., None])
 
-        logs = diagnostics.gradient_norms_by_lag(recurrent, params[0], None, xs, loss_fn)[1:]
-        return jnp.sum((jnp.exp(logs[1:] - logs[:-1]) - 1) ** 2)
+    def body(carry: tuple[Array, Array], piece: tuple[Array, Array]) -> Any:
+        (passed, scale), (own, jacobian) = carry, piece
+        gradient = passed + scale * own  # scaled, so as not to underflow
+        passed = gradient @ jacobian
+        before, after = jnp.sum(gradient**2), jnp.sum(passed**2)
+        counts = (before > 0) & (after > 0)
+        ratio = jnp.sqrt(jnp.where(counts, after, 1.0) / jnp.where(counts, before, 1.0))
+        grown = jnp.clip(jax.lax.rsqrt(jnp.where(counts, after, 1.0)), 1e-3, 1e30 / scale)
+        grown = jax.lax.stop_gradient(grown)
+        return (grown * passed, grown * scale), (ratio - 1) ** 2
+
+    def one(xs: Array, targets: Array) -> Array:
+        hs = recurrent.unroll(params[0], None, xs)[1]
+        own = jax.grad(loss_fn)(hs, targets)
+        jacobians = diagnostics.state_jacobians(recurrent, params[0], None, xs)
+        start = (jnp.zeros_like(hs[0]), jnp.ones_like(hs[0, 0]))
+        return jnp.sum(jax.lax.scan(body, start, (own, jacobians), reverse=True)[1])
 
     some = slice(0, _PENALIZED)
     targets = batch.targets[:, some] if problem.everywhere else batch.targets[some]

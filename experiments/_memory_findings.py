@@ -111,7 +111,8 @@ def _judge_adding(climbs: list[Data], explosion: Data) -> list[Finding]:
     findings = []
     for length in (400, 600):
         those = {name: each for (name, at), each in losses.items() if at == length}
-        best = min(those, key=lambda name: those[name].max(), default=None)
+        worst = {name: np.nan_to_num(each.max(), nan=np.inf) for name, each in those.items()}
+        best = min(worst, key=lambda name: worst[name], default=None)
         findings.append(
             Finding(
                 f"adding, {length}",

@@ -156,7 +156,7 @@ PROBLEMS = {
     problem.name: problem
     for problem in (
         Problem(
-            *("latch", 1, 2, 1, draw_latch, _cross_entropy, _mean_right, False),
+            *("latch", 1, 2, 5, draw_latch, _cross_entropy, _mean_right, False),
             lambda length: math.log(2),
             lambda length, loss, right: right >= 0.99,
             0.03,

@@ -16,10 +16,10 @@ from __future__ import annotations
 
 import functools
 import json
-import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -65,14 +65,18 @@ _LENGTHS = {
     "adding": (25, 50, 100, 200, 400, 600),
     "copy": (10, 20, 50, 100, 200, 500, 1000, 2000),
 }
-_STEPS = {"latch": 1000, "order": 2500, "adding": 3000, "copy": 2000}
+_STEPS = {
+    "latch": (1000, 200_000),
+    "order": (2500, 500_000),
+    "adding": (3000, 1_800_000),
+    "copy": (2000, 400_000),
+}
 _QUICK_LENGTHS = {"latch": (10, 20, 50, 200), "order": (20, 50, 200), "copy": (10, 20, 200)}
-_QUICK_STEPS = {"latch": 300, "order": 1000, "copy": 200}
+_QUICK_STEPS = {"latch": (300, 60_000), "order": (1000, 200_000), "copy": (200, 40_000)}
 _QUICK_RECIPES = {"latch": "growing", "order": "switches", "copy": "small states"}
 _FAR = {"order": (200, 2000)}  # networks trained up to the one length are tested at the other
 _EXPLODING_LENGTH = 600
-_GoOn = Callable[[], None]  # raises CancelledError where the run is to stop
-_Job = Callable[[_GoOn], Data]
+_Job = Callable[[], Data]
 
 
 @dataclass(frozen=True)
@@ -94,14 +98,13 @@ class Config(RunConfig):
     test_sequences: Positive = 1000
     """Sequences of a test, and of each validation."""
     workers: Positive = 2
-    """Recipes in training at the same time."""
+    """Recipes in training at the same time, each in a process of its own; 1: in this one."""
 
 
 def run(config: Config, progress: Tick) -> Result:
     """Climb every problem with every recipe, and follow one explosion."""
     _check_names("problems", config.problems, PROBLEMS)
     _check_names("recipes", config.recipes, RECIPES)
-    key_climbs, key_explosion = jax.random.split(jax.random.key(config.seed))
     lengths = _QUICK_LENGTHS if config.quick else _LENGTHS
     pairs = [
         (problem, recipe)
@@ -110,11 +113,16 @@ def run(config: Config, progress: Tick) -> Result:
         for recipe in config.recipes
         if not config.quick or recipe in (DEFAULT, _QUICK_RECIPES.get(problem))
     ]
+    if DEFAULT not in config.recipes:
+        raise InputError(f"--recipes lacks {DEFAULT}, which the others are held against")
+    if not pairs:
+        expected = f"expected some of {', '.join(lengths)} with --quick"
+        raise InputError(f"--problems is {', '.join(config.problems)}, {expected}")
     jobs: dict[str, _Job] = {
-        "-".join(pair): functools.partial(_climb_pair, config, *pair, key_climbs) for pair in pairs
+        "-".join(pair): functools.partial(_climb_pair, config, *pair) for pair in pairs
     }
     if not config.quick:
-        jobs = {"explosion": functools.partial(_explode, config, key_explosion)} | jobs
+        jobs = {"explosion": functools.partial(_explode, config)} | jobs
     results = _run_side_by_side(jobs, config, progress)
     explosion = results.pop("explosion", None)
     data: Data = {
@@ -139,55 +147,68 @@ def _check_names(option: str, names: Sequence[str], known: Any) -> None:
 
 
 def _run_side_by_side(jobs: dict[str, _Job], config: Config, progress: Tick) -> dict[str, Data]:
-    """The results of all jobs, saved as they come; XLA computes outside Python's lock."""
+    """The results of all jobs by name, each saved as it comes; of those that the run which is
+    resumed has saved, what it saved. Processes, as threads that compile side by side can crash
+    (jaxlib 0.10.2)."""
     folder = config.resume or config.folder
-    if folder is not None:
-        write_config(folder, config)
-        (folder / CHECKPOINTS).mkdir(exist_ok=True)
-    done, lock, stopping = 0, threading.Lock(), threading.Event()
+    results = {} if folder is None else _open(folder, config, list(jobs))
+    missing = [name for name in jobs if name not in results]
 
-    def go_on() -> None:
-        if stopping.is_set():
-            raise CancelledError
+    def keep(name: str, result: Data) -> None:
+        if folder is not None:
+            write_json(_path(folder, name), result)
+        results[name] = result
+        progress(len(results) / len(jobs), f"{len(results)} of {len(jobs)}, the last: {name}")
 
-    def work(name: str) -> Data:
-        nonlocal done
-        result = _remember(folder, name, functools.partial(jobs[name], go_on))
-        with lock:
-            done += 1
-            progress(done / len(jobs), f"{done} of {len(jobs)} done, the last: {name}")
-        return result
-
-    with ThreadPoolExecutor(config.workers) as pool:
+    if config.workers == 1:
+        for name in missing:
+            keep(name, jobs[name]())
+        return {name: results[name] for name in jobs}
+    with ProcessPoolExecutor(config.workers, mp_context=get_context("spawn")) as pool:
+        names = {pool.submit(jobs[name]): name for name in missing}
         try:
-            return dict(zip(jobs, pool.map(work, jobs), strict=True))
-        finally:
-            stopping.set()
+            for future in as_completed(names):
+                keep(names[future], future.result())
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return {name: results[name] for name in jobs}
 
 
-def _remember(folder: Path | None, name: str, job: Callable[[], Data]) -> Data:
-    """What the job returns; what it returned in the run that is resumed."""
-    if folder is None:
-        return job()
-    path = folder / CHECKPOINTS / f"{name.replace(' ', '_')}.json"
-    if not path.exists():
-        write_json(path, job())
-    try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from None
+def _open(folder: Path, config: Config, names: list[str]) -> dict[str, Data]:
+    """Begin the folder of a run, or read what is saved there."""
+    write_config(folder, config)
+    (folder / CHECKPOINTS).mkdir(exist_ok=True)
+    saved = {}
+    for name in names:
+        path = _path(folder, name)
+        try:
+            if path.exists():
+                saved[name] = json.loads(path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path} cannot be read: {error}") from None
+    return saved
 
 
-def _climb_pair(config: Config, problem: str, recipe: str, key: Key, go_on: _GoOn) -> Data:
+def _path(folder: Path, name: str) -> Path:
+    return folder / CHECKPOINTS / f"{name.replace(' ', '_')}.json"
+
+
+def _split(config: Config) -> Key:
+    """The keys of the climbs and of the explosion."""
+    return jax.random.split(jax.random.key(config.seed))
+
+
+def _climb_pair(config: Config, problem: str, recipe: str) -> Data:
     """The rungs of one recipe on one problem."""
     lengths = (_QUICK_LENGTHS if config.quick else _LENGTHS)[problem]
     steps = (_QUICK_STEPS if config.quick else _STEPS)[problem]
-    keys = jax.random.split(key, config.seeds)
+    keys = jax.random.split(_split(config)[0], config.seeds)
     far_from, far_to = _FAR.get(problem, (0, 0))
     rungs = []
     how = (PROBLEMS[problem], RECIPES[recipe])
-    effort = Effort(steps, config.batch_size, config.test_sequences)
-    for rung in climb(*how, lengths, effort, keys, go_on):
+    effort = Effort(*steps, config.batch_size, config.test_sequences)
+    for rung in climb(*how, lengths, effort, keys):
         params: Params = rung.pop("params")
         if rung["length"] == far_from:
             _, right = evaluate(*how, far_to, config.test_sequences, params, keys)
@@ -196,7 +217,7 @@ def _climb_pair(config: Config, problem: str, recipe: str, key: Key, go_on: _GoO
     return {"problem": problem, "recipe": recipe, "rungs": rungs}
 
 
-def _explode(config: Config, key: Key, go_on: _GoOn) -> Data:
+def _explode(config: Config) -> Data:
     """Follow one relu network, started at the identity, on long adding problems until it breaks,
     with optax's own clipping and nothing that leaves out a step."""
     problem = PROBLEMS["adding"]
@@ -204,7 +225,7 @@ def _explode(config: Config, key: Key, go_on: _GoOn) -> Data:
         vanilla_rnn(2, 64, activation=jax.nn.relu, w_hh_init=initializers.identity()), dense(64, 1)
     )
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))
-    key_params, key_run = jax.random.split(key)
+    key_params, key_run = jax.random.split(_split(config)[1])
 
     def make_batch(key: Key, step: Any) -> Any:
         del step
@@ -222,7 +243,6 @@ def _explode(config: Config, key: Key, go_on: _GoOn) -> Data:
     train_step = make_train_step(loss_fn, optimizer)
     history: list[Data] = []
     while len(history) < 60 and (not history or np.isfinite(history[-1]["loss"]).all()):
-        go_on()
         state, metrics = fit(train_step, state, make_batch, 10)
         history.append(metrics)
     curves = {name: np.concatenate([part[name] for part in history]) for name in history[0]}

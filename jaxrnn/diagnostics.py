@@ -93,10 +93,11 @@ def gradient_norms_by_lag(
     step that made it is not counted: of a loss of the last output alone lag 0 is -inf.
 
     It can be differentiated, with respect to params and xs too; where it is -inf its derivative is
-    0. So it makes the regulariser of Pascanu, Mikolov & Bengio 2013, "On the difficulty of training
-    recurrent neural networks", equation 9, for norms that are finite::
+    0. So, of a loss of the last state alone, it makes the regulariser of Pascanu, Mikolov & Bengio
+    2013, "On the difficulty of training recurrent neural networks", equation 9, for norms that are
+    finite::
 
-        logs = gradient_norms_by_lag(layer, params, None, xs, loss_fn)[1:]
+        logs = gradient_norms_by_lag(layer, params, None, xs, loss_fn)
         penalty = jnp.sum((jnp.exp(logs[1:] - logs[:-1]) - 1) ** 2)
 
     (They differentiate it in part, equation 10, with states and incoming gradients held.)

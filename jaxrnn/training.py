@@ -230,7 +230,9 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
         dtype = functools.reduce(jnp.promote_types, [leaf.dtype for leaf in leaves], jnp.float32)
         sizes = [jnp.max(jnp.abs(leaf), initial=0).astype(dtype) for leaf in leaves]
         largest = functools.reduce(jnp.maximum, sizes, jnp.zeros((), dtype))
-        unit = jnp.where(largest == 0, jnp.ones_like(largest), largest)
+        # XLA multiplies by 1 / unit, which is not to be subnormal.
+        most = jnp.finfo(dtype).max.astype(dtype) / 8
+        unit = jnp.where(largest == 0, jnp.ones_like(largest), jnp.minimum(largest, most))
         squares = [jnp.sum(jnp.square(leaf.astype(dtype) / unit)) for leaf in leaves]
         norm = jnp.sqrt(sum(squares, start=jnp.zeros((), dtype)))  # at least 1 where not all are 0
         factor = jnp.minimum(max_norm / norm, unit)
