@@ -127,7 +127,6 @@ def _judge_adding(climbs: list[Data], explosion: Data) -> list[Finding]:
     loss, radius, state = (np.asarray(explosion[name]) for name in ("loss", "radius", "state"))
     broken = np.flatnonzero(~np.isfinite(loss))
     at = int(broken[0]) if len(broken) else len(loss) - 1
-    last = max(at - 1, 0)
     return [
         *findings,
         Finding(
@@ -135,11 +134,11 @@ def _judge_adding(climbs: list[Data], explosion: Data) -> list[Finding]:
             f"At T = {explosion['length']} a relu network breaks in its forward pass, where "
             "clipping the gradient does not reach.",
             "its loss stops being finite while its recurrent matrix has a spectral radius above 1",
-            f"step {at}: loss {loss[last]:.2g}, then {loss[at]:.2g}; spectral radius "
-            f"{radius[0]:.3f} at the start, {radius[last]:.3f} then, largest state "
-            f"{state[last]:.2g}; {radius[last]:.3f}^{explosion['length']} = 10^"
-            f"{explosion['length'] * np.log10(radius[last]):.0f}",
-            bool(len(broken)) and bool(radius[last] > 1),
+            f"step {at}: loss {loss[max(at - 1, 0)]:.2g}, then {loss[at]:.2g}; spectral radius "
+            f"{radius[0]:.3f} at the start, {radius[at]:.3f} then, largest state "
+            f"{state[at]:.2g}; {radius[at]:.3f}^{explosion['length']} = 10^"
+            f"{explosion['length'] * np.log10(radius[at]):.0f}",
+            bool(len(broken)) and bool(radius[at] > 1),
         ),
     ]
 

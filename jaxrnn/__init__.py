@@ -1,6 +1,6 @@
 """jaxrnn: the vanilla recurrent network in functional JAX."""
 
-from jaxrnn import diagnostics, initializers
+from jaxrnn import diagnostics, initializers, sharding
 from jaxrnn._types import Activation, Array, Initializer, Key, Params, State
 from jaxrnn.cell import RNNParams, init_rnn, step
 from jaxrnn.compose import bidirectional, chunked, residual, stack
@@ -59,6 +59,7 @@ __all__ = [
     "pad_sequences",
     "residual",
     "scanned",
+    "sharding",
     "sliding_windows",
     "stack",
     "step",

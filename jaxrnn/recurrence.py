@@ -101,7 +101,8 @@ def unroll(
         resets = replacement_marks(resets, mask, reverse)
     # Transposed once, out of every loop: the product of a row-major state with it is the fast one.
     w_t = params.w_hh.T
-    initial = initial_unit_state(params, dtype)
+    # Spread out of every loop, so that its cotangent is summed over the batch once, not every step.
+    initial = jnp.broadcast_to(initial_unit_state(params, dtype), h0.shape)
 
     weights = _Weights(params.w_hh, w_t, initial)
     how = _How(activation, reverse, plan.inner_unroll)
@@ -159,7 +160,8 @@ class _Piece(NamedTuple):
 
 
 class _Weights(NamedTuple):
-    """What the recurrence multiplies with: w [H, H], its transpose w_t, and the initial state [H].
+    """What the recurrence multiplies with: w [H, H] and its transpose w_t; and the initial state
+    [*B, H].
 
     `w_t` stands beside `w` for speed alone: the rule takes the derivative through `w`. No
     ``stop_gradient`` on `w_t`: inside a scan JAX may differentiate an already differentiated
@@ -250,7 +252,7 @@ def _states_before(
 
 
 def _replace(marks: Array | None, initial: Array, h: Array) -> Array:
-    """The initial state [H] where marked, by selection, so that NaN in `h` does not survive."""
+    """The initial state where marked, by selection, so that NaN in `h` does not survive."""
     if marks is None:
         return h
     return jnp.where(marks[..., None], jnp.broadcast_to(initial, h.shape), h)
