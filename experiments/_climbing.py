@@ -19,8 +19,6 @@ from jaxrnn import Array, Key, Params, TrainState, diagnostics, fit, init_train_
 from jaxrnn import make_train_step as make_step
 
 _STEPS_A_CALL = 50  # from one validation to the next
-_IN_A_ROW = 3  # validations that a network in training passes before it is done
-_LEAST = 1 / 16  # of its learning rate that a network keeps
 _PENALIZED = 4  # sequences of a batch whose gradients are held steady
 _AT_ONCE = 200  # sequences that are evaluated side by side, for the memory that they take
 _MEASURED = 4  # sequences and directions over which gradient norms are averaged
@@ -114,15 +112,14 @@ def _train(
     most = min(effort.steps, effort.sequence_steps // length)
     best = (state.params, state.opt_state)
     run = _Climb(state, np.ones(seeds), best, np.full(seeds, np.inf))
-    steps, running = np.zeros(seeds, int), np.ones(seeds, bool)
-    passed = np.full(seeds, _IN_A_ROW - 1)  # in a row; a network that need not train passes once
+    steps, passed, running = np.zeros(seeds, int), np.zeros(seeds, int), np.ones(seeds, bool)
     while True:
         keys = jax.vmap(jax.random.fold_in)(run.state.key, run.state.step)
         loss, right = evaluate(problem, recipe, length, effort.test, run.state.params, keys)
         loss = np.where(np.isfinite(loss), loss, np.inf)
-        run = _keep_best(run, loss, running)
+        run = _keep_best(run, loss, running, recipe.least)
         passed = np.where(_has_margin(problem, length, loss, right), passed + 1, 0)
-        running = running & (passed < _IN_A_ROW)
+        running = running & (passed < recipe.passes)
         if not running.any() or np.max(steps) + _STEPS_A_CALL > most:
             break
         state = _advance(problem, recipe, length, effort.batch_size, run.state, run.scale)
@@ -142,14 +139,14 @@ def _has_margin(problem: Problem, length: int, losses: np.ndarray, right: np.nda
     )
 
 
-def _keep_best(run: _Climb, losses: np.ndarray, running: np.ndarray) -> _Climb:
+def _keep_best(run: _Climb, losses: np.ndarray, running: np.ndarray, least: float) -> _Climb:
     """Note the new best networks, and send back those that lost much."""
     now = (run.state.params, run.state.opt_state)
     better = running & (losses < run.best_loss)
     best, best_loss = _choose(better, now, run.best), np.where(better, losses, run.best_loss)
     lost = running & ~(losses <= 2 * best_loss + 0.1)
     params, opt_state = _choose(lost | ~running, best, now)
-    scale = np.where(lost, np.maximum(run.scale / 2, _LEAST), run.scale)
+    scale = np.where(lost, np.maximum(run.scale / 2, least), run.scale)
     state = run.state._replace(params=params, opt_state=opt_state)
     return _Climb(state, scale, best, best_loss)
 

@@ -78,7 +78,7 @@ def _judge_order(climbs: list[Data]) -> list[Finding]:
     return [
         Finding(
             "order, all right",
-            "A vanilla network of 64 units tells the order of two signals without an error.",
+            "Vanilla networks of at most 100 units tell the order of two signals without an error.",
             f"every network right on every test sequence at T = {', '.join(map(str, wanted))}",
             f"{best}: all right at T = {', '.join(map(str, all_right[best])) or 'none'}",
             set(wanted) <= set(all_right[best]),

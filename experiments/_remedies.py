@@ -23,7 +23,7 @@ from jaxrnn import (
     vanilla_rnn,
 )
 
-_UNITS, _SWITCHES = 64, 100
+_UNITS, _MORE = 64, 100
 _SMALL = 0.003  # the scale of the inputs that keep the states where tanh is straight
 
 
@@ -32,10 +32,12 @@ class Recipe(NamedTuple):
 
     name, summary: for the tables. layers: input size to the recurrent layers. readout: output size
     to the readout. optimizer: without its clipping. clip: where the gradient's global norm is
-    clipped. grows: whether each length starts from the network of the length before. mixes: whether
-    a batch holds all lengths up to the present one. noise: the standard deviation, in training, of
-    what is added to the argument of the activation, in a network of one layer. steadiness: the
-    weight of the regulariser that keeps back-propagated norms steady. vanilla: whether the cell is.
+    clipped. passes: validations in a row that a network in training passes before it is done.
+    least: the part of its learning rate that is left to a network however often it got worse.
+    grows: whether each length starts from the network of the length before. mixes: whether a batch
+    holds all lengths up to the present one. noise: the standard deviation, in training, of what is
+    added to the argument of the activation, in a network of one layer. steadiness: the weight of
+    the regulariser that keeps back-propagated norms steady. vanilla: whether the cell is.
     """
 
     name: str
@@ -44,6 +46,8 @@ class Recipe(NamedTuple):
     readout: Callable[[int, int], Layer] = dense
     optimizer: optax.GradientTransformation = optax.adam(1e-3)
     clip: float | None = 1.0
+    passes: int = 3
+    least: float = 1 / 16
     grows: bool = False
     mixes: bool = False
     noise: float = 0.0
@@ -98,7 +102,7 @@ def _switches(input_size: int) -> tuple[Layer, ...]:
     """Units that stay on or off until a large input turns them: h = tanh(4 h) at h = +-0.9993."""
     layer = vanilla_rnn(
         input_size,
-        _SWITCHES,
+        _MORE,
         w_ih_init=jax.nn.initializers.normal(3.0),
         w_hh_init=initializers.identity(4.0),
         learn_h0=True,
@@ -106,14 +110,14 @@ def _switches(input_size: int) -> tuple[Layer, ...]:
 
     def init(key: Key) -> Params:
         params = layer.init(key)
-        return params._replace(h0=jnp.ones(_SWITCHES))
+        return params._replace(h0=jnp.ones(_MORE))
 
     return (layer._replace(init=init),)
 
 
 def _small_states(input_size: int) -> tuple[Layer, ...]:
     small = jax.nn.initializers.normal(_SMALL)
-    return (vanilla_rnn(input_size, 2 * _UNITS, w_ih_init=small),)
+    return (vanilla_rnn(input_size, _MORE, w_ih_init=small),)
 
 
 def _large_readout(input_size: int, output_size: int) -> Layer:
@@ -165,6 +169,8 @@ RECIPES = {
             _switches,
             optimizer=_rates_by_part(1e-2, 2e-3, 1e-2),
             clip=0.02,
+            passes=5,
+            least=1 / 4,
             grows=True,
             mixes=True,
             noise=0.5,

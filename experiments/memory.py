@@ -2,9 +2,9 @@
 
 Claims: the lecture's default network learns to remember over a few dozen steps at most, because the
 gradient that reaches back decays; and it is the way it is started and trained that limits it, not
-the cell: vanilla networks h_t = f(W h_{t-1} + U x_t + b) of 64 units (128 to copy) keep the order
-of two signals over 1,000 steps, add numbers 600 steps apart, copy ten symbols over hundreds of
-steps, and hold a sign for thousands. Refuted by the lengths that five networks of each recipe
+the cell: vanilla networks h_t = f(W h_{t-1} + U x_t + b) of at most 100 units keep the order of two
+signals over 1,000 steps, add two of 600 numbers, copy ten symbols over hundreds of steps, and hold
+a sign for thousands. Refuted by the lengths that five networks of each recipe
 solve, on sequences drawn afresh.
 
 Each recipe climbs the lengths of each problem, five networks in one vmapped call, until fewer than

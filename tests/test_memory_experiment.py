@@ -1,5 +1,6 @@
 """The climb step by step, its objective by hand, and what `memory` makes of what it measures."""
 
+import functools
 import json
 import math
 
@@ -152,7 +153,7 @@ def test_a_network_that_worsens_goes_back_with_half_its_rate_and_a_finished_one_
     run = make_run(values, best, [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, np.inf])
     losses = np.array([0.5, 2.0, 2.2, np.inf, 0.1, 9.0, np.inf])
     running = np.array([True, True, True, True, False, False, True])
-    after = _climbing._keep_best(run, losses, running)
+    after = _climbing._keep_best(run, losses, running, 1 / 8)
     for tree in (after.state.params, after.state.opt_state["m"]):
         np.testing.assert_array_equal(tree, [1, 2, 13, 14, 15, 16, 7])
     for tree in (after.best[0], after.best[1]["m"]):
@@ -160,8 +161,8 @@ def test_a_network_that_worsens_goes_back_with_half_its_rate_and_a_finished_one_
     np.testing.assert_array_equal(after.best_loss, [0.5, 1, 1, 1, 1, 1, np.inf])
     np.testing.assert_array_equal(after.scale, [1, 1, 0.5, 0.5, 1, 1, 1])
     for _ in range(9):
-        after = _climbing._keep_best(after, losses, running)
-    np.testing.assert_array_equal(after.scale[2:4], _climbing._LEAST)
+        after = _climbing._keep_best(after, losses, running, 1 / 8)
+    np.testing.assert_array_equal(after.scale[2:4], 1 / 8)
 
 
 def test_training_ends_network_by_network_and_keeps_the_best(monkeypatch):
@@ -174,7 +175,7 @@ def test_training_ends_network_by_network_and_keeps_the_best(monkeypatch):
             [nothing, 0.5, 0.9, 0.7, math.nan, 0.6, 0.6, 0.6, 0.6],  # never
         ]
     )
-    calls, scales, rounds = [], [], []
+    calls, scales = [], []
 
     def fake_evaluate(problem, recipe, length, sequences, params, keys):
         now = script[np.arange(3), np.asarray(params).astype(int)]
@@ -185,20 +186,16 @@ def test_training_ends_network_by_network_and_keeps_the_best(monkeypatch):
         scales.append(scale)
         return state._replace(params=state.params + 1, opt_state={"m": state.params + 1})
 
-    monkeypatch.setattr(_climbing, "_IN_A_ROW", 3)
     monkeypatch.setattr(_climbing, "evaluate", fake_evaluate)
     monkeypatch.setattr(_climbing, "_advance", fake_advance)
     state = TrainState(jnp.zeros(3, jnp.int32), jnp.zeros(3), {"m": jnp.zeros(3)}, keys(3))
     every, effort = _climbing._STEPS_A_CALL, Effort(10**6, 5 * 8 * _climbing._STEPS_A_CALL, 1, 1)
-    after, steps = _climbing._train(
-        PROBLEMS["latch"], TINY, 5, effort, state, lambda: rounds.append(1)
-    )
+    after, steps = _climbing._train(PROBLEMS["latch"], TINY, 5, effort, state)
     np.testing.assert_array_equal(after.params, [0, 2, 1])
     np.testing.assert_array_equal(after.opt_state["m"], [0, 2, 1])
-    np.testing.assert_array_equal(steps, every * np.array([0, 4, 8]))  # 2 calls, and 2 more
-    assert len(rounds) == 9
-    # The first never leaves 0; the third goes back from NaN, at 4, to its best, at 1.
-    np.testing.assert_array_equal(np.transpose(calls)[0], 0)
+    np.testing.assert_array_equal(steps, every * np.array([2, 4, 8]))  # until the third pass
+    # The first trains until its third pass; the third goes back from NaN, at 4, to its best, at 1.
+    np.testing.assert_array_equal(np.transpose(calls)[0], [0, 1, 2, 0, 0, 0, 0, 0])
     np.testing.assert_array_equal(np.transpose(calls)[2], [0, 1, 2, 3, 1, 2, 3, 1])
     np.testing.assert_array_equal(np.transpose(scales)[2], [1, 1, 1, 1, 0.5, 0.5, 0.5, 0.25])
 
@@ -298,7 +295,7 @@ def score(name, outputs, targets):
 
 
 def run_small(folder, *options):
-    sizes = ("--seeds", "2", "--batch-size", "2", "--test-sequences", "4")
+    sizes = ("--seeds", "2", "--batch-size", "2", "--test-sequences", "4", "--workers", "1")
     return main(("memory", "--folder", str(folder), *sizes, *options))
 
 
@@ -313,7 +310,7 @@ def test_a_small_run_writes_its_figures_and_its_measurements(tmp_path, monkeypat
     monkeypatch.setitem(memory.RECIPES, "growing", memory.RECIPES["lecture"])  # compiled once
     huge = identity(1e30)  # which overflows at the second step
     monkeypatch.setattr(memory.initializers, "identity", lambda: huge)
-    options = ("--problems", "order", "--recipes", "lecture", "growing", "--workers", "1")
+    options = ("--problems", "order", "--recipes", "lecture", "growing")
     assert run_small(tmp_path, *options) == 0
     assert {path.name for path in tmp_path.iterdir()} == FILES | {"checkpoints"}
     assert all(path.stat().st_size > 0 for path in tmp_path.iterdir())
@@ -487,7 +484,7 @@ def test_a_run_that_was_cut_goes_on_with_what_it_had_not_climbed(tmp_path, monke
 
     monkeypatch.setattr(memory, "climb", fake_climb)
     monkeypatch.setattr(memory, "_explode", lambda *how: make_data()["explosion"])
-    options = ("--problems", "latch", "order", "--recipes", "lecture", "--workers", "1")
+    options = ("--problems", "latch", "order", "--recipes", "lecture")
     assert run_small(tmp_path, *options) == 130
     assert calls == ["latch"]
     assert run_small(tmp_path, *options) == 2  # the folder holds a run
@@ -495,3 +492,15 @@ def test_a_run_that_was_cut_goes_on_with_what_it_had_not_climbed(tmp_path, monke
     assert main(("memory", "--resume", str(tmp_path))) == 0
     assert calls == ["latch", "order"]
     assert {path.name for path in tmp_path.iterdir()} == FILES | {"checkpoints"}
+
+
+def test_processes_side_by_side_return_what_each_job_does(tmp_path):
+    jobs = {name: functools.partial(dict, name=name) for name in ("one", "two", "three")}
+    config = memory.Config(folder=tmp_path, workers=2)
+    done = []
+    results = memory._run_side_by_side(jobs, config, lambda part, doing: done.append(part))
+    assert results == {name: {"name": name} for name in jobs}
+    assert done == pytest.approx([1 / 3, 2 / 3, 1])
+    resumed = memory.Config(resume=tmp_path, workers=2)
+    jobs["one"] = functools.partial(dict, name="another")  # saved already
+    assert memory._run_side_by_side(jobs, resumed, lambda part, doing: None) == results

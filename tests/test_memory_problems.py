@@ -236,7 +236,7 @@ def test_a_draw_follows_from_its_key_under_jit_and_vmap(name):
 
 
 def widths(recipe):
-    wide = {"switches": _remedies._SWITCHES, "small states": 2 * _remedies._UNITS}
+    wide = {"switches": _remedies._MORE, "small states": _remedies._MORE}
     wide["deep"] = _remedies._UNITS
     return [wide.get(recipe.name, _remedies._UNITS)] * (3 if recipe.name == "deep" else 1)
 
@@ -269,7 +269,7 @@ def count_parameters(recipe, input_size, output_size):
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_builds_for_every_problem_at_its_size(name):
     recipe = RECIPES[name]
-    assert max(widths(recipe)) <= 128
+    assert max(widths(recipe)) <= 100
     for problem in PROBLEMS.values():
 
         def drawn(key, problem=problem):
@@ -334,7 +334,7 @@ def recurrent_matrix(name):
 def test_the_starts_are_what_the_recipes_say():
     for name in ("identity tanh", "identity relu", "relu growing"):
         np.testing.assert_array_equal(recurrent_matrix(name), np.eye(_remedies._UNITS))
-    np.testing.assert_array_equal(recurrent_matrix("switches"), 4 * np.eye(_remedies._SWITCHES))
+    np.testing.assert_array_equal(recurrent_matrix("switches"), 4 * np.eye(_remedies._MORE))
     for name in ("lecture", "deep", "orthogonal relu", "steady", "growing", "small states"):
         for layer in params_of(name)[0]:
             w = np.asarray(layer.w_hh, np.float64)
