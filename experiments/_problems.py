@@ -28,7 +28,7 @@ class Problem(NamedTuple):
     """A family of sequences, one for each length, and what a network has to say at their end.
 
     draw: ``(key, length, batch_size, mixed=False) -> Batch`` of sequences of a length, an int of at
-      least `shortest`; or, mixed, of lengths between the two whose logarithm is uniform.
+      least `shortest`; or, mixed, of lengths up to it whose logarithm is uniform.
     loss: ``(outputs, targets) -> scalar``, of the last outputs [B, O] or of all [T, B, O].
     right: ``(outputs, targets) -> scalar``, the fraction that counts as right.
     everywhere: whether every output counts, or the last alone.
@@ -156,7 +156,7 @@ PROBLEMS = {
     problem.name: problem
     for problem in (
         Problem(
-            *("latch", 1, 2, 5, draw_latch, _cross_entropy, _mean_right, False),
+            *("latch", 1, 2, 1, draw_latch, _cross_entropy, _mean_right, False),
             lambda length: math.log(2),
             lambda length, loss, right: right >= 0.99,
             0.03,
