@@ -1,31 +1,63 @@
-"""The gradient of one layer against autodiff of the plain scan, at six shapes.
+"""How fast the library is, beside the plain scan, flax, haiku, Keras, torch and onnxruntime.
 
-Claim: `jaxrnn.unroll` gives the gradient with respect to all parameters, of a sum over all
-outputs, at least as fast as JAX's autodiff of ``lax.scan`` over the step at every shape, and 1.3
-times as fast at the median shape. Refuted where a ratio of median times is below 1, or their median
-below 1.3. Both programs are compiled beforehand and their gradients compared; then they run in
-turn, each timed until its output is ready.
+Claims: a training step is faster than every other framework's, a gradient faster than autodiff of
+the plain scan, and large networks run at the rate of one large matrix product; many small ones run
+faster under one `vmap` than one after another; compiling takes no longer, and time per step does
+not grow with T. Each mark stands in its row of the table, and a time refutes it.
+
+Forward pass, gradient and training step (gradient and Adam), float32, at six shapes, for a deep
+network, for a ragged batch and for many networks at once. All contenders have the same weights, and
+their outputs, gradients and updates are compared before anything is timed. They run in turn,
+compiled and warmed up, each with every core, until the output is ready; a row of the table holds
+the medians. "One device" is the JAX program as it stands, whose products use all cores too; "all
+devices" presents each core as a device and splits the batch. Peers are installed by the extra
+`peers`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from pydantic import Field
 
-from experiments._figures import BLUE, GREY, saved_figure, say
-from experiments._report import Data, Finding, Result, RunConfig, Tick
-from jaxrnn import Array, RNNParams, init_rnn, unroll, unroll_plain
+from experiments import _bench_jax, _bench_peers
+from experiments._bench_cases import (
+    Case,
+    Pass,
+    Problem,
+    Reference,
+    Shape4,
+    compare,
+    count_flops,
+    make_problem,
+    solve,
+)
+from experiments._bench_figures import draw, write_tables
+from experiments._bench_findings import judge
+from experiments._bench_scaling import measure_compiling, measure_lengths
+from experiments._bench_timing import (
+    Call,
+    Entrant,
+    Unavailable,
+    count_cores,
+    interleave,
+    matrix_product,
+)
+from experiments._report import Data, Result, RunConfig, Tick, within
+from experiments._training import NotNegative, Positive
+from jaxrnn.sharding import use_cpu_devices
 
-Shape4 = tuple[int, int, int, int]
-_MEDIAN = 1.3
+_PACKAGES = ("jax", "jaxlib", "optax", "flax", "dm-haiku", "keras", "torch", "onnxruntime")
+_PRODUCT = "matrix product"
 
 
 @dataclass(frozen=True)
@@ -40,123 +72,178 @@ class Config(RunConfig):
         (10000, 1, 8, 64),
         (1000, 128, 1, 128),
     )
-    """T, B, D, H of each layer."""
-    seconds: float = 6.0
-    """Time for each shape, after compiling and warming up; at least 7 rounds are run."""
+    """T, B, D, H of each single layer."""
+    deep: Shape4 = (200, 64, 256, 256)
+    """T, B, D, H of the deep network."""
+    layers: Positive = 3
+    """Layers of the deep network."""
+    ragged: Shape4 = (256, 64, 128, 256)
+    """T, B, D, H of the ragged batch; half of it is padding."""
+    small: tuple[Shape4, ...] = ((100, 8, 8, 16), (100, 1, 8, 16))
+    """T, B, D, H of each of many networks."""
+    networks: Positive = 1024
+    """How many of them."""
+    lengths: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1000, 10_000, 100_000)
+    """T at which compiling and time per step (B, D, H = 1, 8, 64) are measured."""
+    passes: Annotated[tuple[Pass, ...], Field(min_length=1)] = ("forward", "gradient", "train")
+    """What is timed: a training step is the gradient and Adam."""
+    seconds: NotNegative = 5.0
+    """Time for each case and pass, after compiling."""
+    rounds: Positive = 7
+    """Rounds of each case and pass, at least."""
+    peers: bool = True
+    """Whether the other frameworks take part, those that are installed."""
+    quick: bool = False
+    """Two small shapes, a small deep network, few networks, and less time for each."""
 
 
 def run(config: Config, progress: Tick) -> Result:
-    """Time both gradients at every shape."""
-    rows = []
-    for number, shape in enumerate(config.shapes):
-        progress(number / len(config.shapes), f"T, B, D, H = {shape}")
-        rows.append(_measure(shape, config.seed, config.seconds))
-    device = jax.devices()[0].device_kind
-    data: Data = {"rows": rows, "jax": jax.__version__, "device": device}
-    return Result(data, [*(_judge(row) for row in rows), _judge_median(rows)])
+    """Time every case."""
+    if config.quick:
+        config = _shorten(config)
+    _present_cores()
+    builders = _bench_jax.BUILDERS | (_bench_peers.BUILDERS if config.peers else {})
+    product, product_flops = matrix_product()
+    cases = _list_cases(config)
+    rows: list[Data] = []
+    for number, case in enumerate(cases):
+        part = within(
+            progress, 0.85 * number / len(cases), 0.85 * (number + 1) / len(cases), case.name
+        )
+        rows += _time_case(config, case, builders, product, part)
+    progress(0.85, "compile times")
+    repeats = 1 if config.quick else min(config.rounds, 3)
+    compiling = measure_compiling(cases, config.lengths, repeats)
+    progress(0.95, "time per step at several lengths")
+    lengths = measure_lengths(config.lengths, config.seed, config.seconds, config.rounds)
+    data = _gather(rows, product_flops, compiling, lengths)
+    return Result(data, judge(data), write_tables(data))
 
 
 def plot(data: Data, folder: Path) -> None:
-    """Draw the ratio at each shape."""
-    ratios = [row["ratio"] for row in data["rows"]]
-    with saved_figure(folder / "bench.png") as figure:
-        axes = figure.subplots()
-        bars = axes.barh([str(tuple(row["shape"])) for row in data["rows"]], ratios, color=BLUE)
-        axes.bar_label(bars, fmt="%.2f", padding=3)
-        axes.axvline(1, color=GREY, linestyle="--", label="plain scan")
-        axes.invert_yaxis()
-        axes.set_xlabel("time of the plain scan's gradient over that of unroll's (times)")
-        axes.set_ylabel("T, B, D, H")
-        axes.legend(loc="lower right")
-        say(
-            figure,
-            f"The gradient is {min(ratios):.2f} to {max(ratios):.1f} times as fast as autodiff of "
-            "the plain scan",
-            f"medians of interleaved runs, float32, jax {data['jax']}, {data['device']}",
-        )
+    """Draw each contender's time over the library's."""
+    draw(data, folder / "bench.png")
 
 
-def _measure(shape: Shape4, seed: int, seconds: float) -> Data:
-    steps, batch, inputs, units = shape
-    keys = jax.random.split(jax.random.key(seed), 2)
-    params = init_rnn(keys[0], inputs, units)
-    xs = jax.random.normal(keys[1], (steps, batch, inputs))
-    compiled, compile_seconds = {}, {}
-    for name, function in {"plain": unroll_plain, "unroll": unroll}.items():
-        start = time.perf_counter()
-        compiled[name] = jax.jit(_gradient(function)).lower(params, xs).compile()
-        compile_seconds[name] = time.perf_counter() - start
-    times = _interleave({n: _caller(c, params, xs) for n, c in compiled.items()}, seconds)
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    quartiles = {name: np.quantile(values, [0.25, 0.75]) for name, values in times.items()}
+def _shorten(config: Config) -> Config:
+    return dataclasses.replace(
+        config,
+        shapes=((100, 32, 8, 32), (1000, 1, 8, 64)),
+        deep=(50, 16, 32, 32),
+        ragged=(100, 32, 8, 32),
+        small=((100, 8, 8, 16),),
+        networks=64,
+        lengths=(1000, 10_000),
+        seconds=min(config.seconds, 0.3),
+        rounds=3,
+    )
+
+
+def _present_cores() -> None:
+    with contextlib.suppress(RuntimeError):  # JAX has started: its devices are what they are
+        use_cpu_devices()
+
+
+def _list_cases(config: Config) -> list[Case]:
+    return [
+        *(Case("shape", shape) for shape in config.shapes),
+        Case("deep", config.deep, config.layers),
+        Case("ragged", config.ragged),
+        *(Case("networks", shape, networks=config.networks) for shape in config.small),
+    ]
+
+
+def _time_case(
+    config: Config,
+    case: Case,
+    builders: dict[str, Callable[[Problem, Pass], Entrant]],
+    product: Call,
+    progress: Tick,
+) -> list[Data]:
+    """The rows of a case: one a pass and contender."""
+    if case.networks:
+        builders = _bench_jax.NETWORK_BUILDERS
+    problem = make_problem(case, config.seed)
+    reference = solve(problem)
+    rows = []
+    for number, what in enumerate(config.passes):
+        progress(number / len(config.passes), what)
+        entered, calls = [], {_PRODUCT: product}
+        for name, build in builders.items():
+            row, entrant = _enter(name, build, problem, what, reference)
+            entered.append(row)
+            if entrant is not None:
+                calls[name] = entrant.call
+        times = interleave(calls, config.seconds, config.rounds)
+        for row in entered:
+            if row["contender"] in calls:
+                row.update(_summarise(times[row["contender"]]))
+                row["product_milliseconds"] = 1e3 * statistics.median(times[_PRODUCT])
+        rows += entered
+    return rows
+
+
+def _enter(
+    name: str,
+    build: Callable[[Problem, Pass], Entrant],
+    problem: Problem,
+    what: Pass,
+    reference: Reference,
+) -> tuple[Data, Entrant | None]:
+    """A contender's row before it is timed; the entrant is None where it is not to be."""
+    case = problem.case
+    row: Data = {**case._asdict(), "case": case.name, "pass": what, "contender": name}
+    row |= {"status": "timed", "flops": count_flops(problem, what)}
+    try:
+        entrant = build(problem, what)
+        difference, allowed = compare(what, entrant.read(), reference, problem)
+    except Unavailable as error:
+        return {**row, "status": str(error)}, None
+    except Exception as error:  # another version of a peer may have changed; the others go on
+        if name not in _bench_peers.BUILDERS:
+            raise
+        return {**row, "status": f"fails: {type(error).__name__}: {error}"}, None
+    row |= {"difference": difference, "allowed": allowed}
+    if entrant.program is not None:
+        row["compile_seconds"] = entrant.program.seconds
+        row["temporary_megabytes"] = entrant.program.temporary / 2**20
+    if not difference <= allowed:  # NaN too
+        return {**row, "status": f"differs by {difference:.0e}, {allowed:.0e} allowed"}, None
+    return row, entrant
+
+
+def _summarise(times: list[float]) -> Data:
     return {
-        "shape": shape,
-        "milliseconds": {name: 1e3 * value for name, value in medians.items()},
-        "quartiles": {name: 1e3 * value for name, value in quartiles.items()},
-        "ratio": medians["plain"] / medians["unroll"],
-        "rounds": len(times["plain"]),
-        "compile_seconds": compile_seconds,
-        "temporary_megabytes": {
-            name: cast(Any, program.memory_analysis()).temp_size_in_bytes / 2**20
-            for name, program in compiled.items()
-        },
-        "difference": _difference(*(program(params, xs) for program in compiled.values())),
+        "milliseconds": 1e3 * statistics.median(times),
+        "quartiles": 1e3 * np.quantile(times, [0.25, 0.75]),
+        "rounds": len(times),
     }
 
 
-def _gradient(function: Callable[..., tuple[Array, Array]]) -> Callable[[RNNParams, Array], Any]:
-    def total(params: RNNParams, xs: Array) -> Array:
-        return jnp.sum(function(params, None, xs)[1])
-
-    return jax.grad(total)
-
-
-def _caller(program: Any, *arguments: Any) -> Callable[[], Any]:
-    return lambda: jax.block_until_ready(program(*arguments))
-
-
-def _interleave(calls: dict[str, Callable[[], Any]], seconds: float) -> dict[str, list[float]]:
-    """Seconds of every call, in turn, after two rounds that do not count."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    end, rounds = time.perf_counter() + seconds, -2
-    while rounds < 7 or time.perf_counter() < end:
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            if rounds >= 0:
-                times[name].append(time.perf_counter() - start)
-        rounds += 1
-    return times
+def _gather(rows: list[Data], product_flops: float, compiling: Any, lengths: Any) -> Data:
+    """Everything measured; the matrix product's rate is that of its best median."""
+    timed = [row for row in rows if "milliseconds" in row]
+    best = min(row["product_milliseconds"] for row in timed)
+    rate = product_flops / best / 1e6
+    for row in timed:
+        row["fraction"] = row["flops"] / row["milliseconds"] / 1e6 / rate
+    return {
+        "rows": rows,
+        "product_gigaflops": rate,
+        "compiling": compiling,
+        "lengths": lengths,
+        "device": jax.devices()[0].device_kind,
+        "devices": len(jax.devices()),
+        "cores": count_cores(),
+        "versions": _list_versions(),
+    }
 
 
-def _difference(one: RNNParams, other: RNNParams) -> float:
-    """The largest difference between two gradients over the largest entry of its leaf."""
-    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
-    return max(float(jnp.max(jnp.abs(a - b)) / jnp.max(jnp.abs(b))) for a, b in pairs)
-
-
-def _judge(row: Data) -> Finding:
-    steps, batch, inputs, units = row["shape"]
-    bound = 32 * float(jnp.finfo(jnp.float32).eps) * (steps * batch) ** 0.5
-    plain, ours = row["milliseconds"]["plain"], row["milliseconds"]["unroll"]
-    memory = row["temporary_megabytes"]
-    return Finding(
-        f"{steps},{batch},{inputs},{units}",
-        "The same gradient at least as fast.",
-        f"ratio >= 1, and gradients within {bound:.0e} = 32 eps sqrt(T B)",
-        f"{row['ratio']:.2f} times: {ours:.3g} ms against {plain:.3g} ms; temporary memory "
-        f"{memory['unroll']:.1f} MB against {memory['plain']:.1f}; difference "
-        f"{row['difference']:.0e}",
-        row["ratio"] >= 1 and row["difference"] <= bound,
-    )
-
-
-def _judge_median(rows: list[Data]) -> Finding:
-    ratio = statistics.median(row["ratio"] for row in rows)
-    return Finding(
-        "median",
-        "Well faster at the median shape.",
-        f"median ratio >= {_MEDIAN}",
-        f"{ratio:.2f} times",
-        ratio >= _MEDIAN,
-    )
+def _list_versions() -> dict[str, str]:
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions

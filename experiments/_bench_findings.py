@@ -1,0 +1,254 @@
+"""What the benchmark's figures say of its claims."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from experiments._report import Data, Finding
+
+OURS, ALL, PLAIN, LOOP = "jaxrnn", "jaxrnn, all devices", "plain scan", "jaxrnn, loop"
+_LARGE = ((256, 64, 128, 256), (512, 32, 512, 512))
+_INSTALL = "pip install -e '.[peers]'"
+Times = dict[str, dict[str, float]]
+
+
+class Unmeasured(Finding):
+    """A claim that this run cannot judge; `measured` says why."""
+
+    __slots__ = ()
+
+    @property
+    def verdict(self) -> str:
+        """The word that the table prints."""
+        return "not measured"
+
+
+def judge(data: Data) -> list[Finding]:
+    """One finding a claim."""
+    rows = data["rows"]
+    return [
+        _judge_agreement(rows),
+        _judge_torch(rows),
+        *(_judge_peer(rows, name) for name in ("flax", "haiku", "Keras")),
+        _judge_gradient(rows),
+        _judge_all_devices(rows, data["devices"]),
+        _judge_rate(rows, data["product_gigaflops"]),
+        _judge_networks(rows, LOOP, 10),
+        _judge_networks(rows, PLAIN, 1),
+        _judge_compiling(data["compiling"]),
+        _judge_flatness(data["compiling"]),
+        _judge_lengths(data["lengths"]),
+    ]
+
+
+def times_of(rows: Iterable[Data], what: str, kinds: tuple[str, ...] = ("shape",)) -> Times:
+    """Milliseconds by case and contender, of what was timed."""
+    times: Times = {}
+    for row in rows:
+        if row["pass"] == what and row["kind"] in kinds and "milliseconds" in row:
+            times.setdefault(row["case"], {})[row["contender"]] = row["milliseconds"]
+    return times
+
+
+def _judge_agreement(rows: list[Data]) -> Finding:
+    compared = [row for row in rows if "difference" in row]
+    differing = [row for row in compared if not row["difference"] <= row["allowed"]]
+    worst = max((row["difference"] / row["allowed"] for row in compared), default=0.0)
+    names = [f"{r['contender']} ({r['case']}, {r['pass']}) {r['status']}" for r in differing]
+    return Finding(
+        "same",
+        "All contenders compute the same.",
+        "outputs, gradients and parameters after a step are those of the plain scan, up to "
+        "rounding: 32 eps sqrt(terms)",
+        "; ".join(names) or f"{len(compared)} results, at most {worst:.2g} of what is allowed",
+        not differing,
+        required=any(row["contender"].startswith(OURS) for row in differing),
+    )
+
+
+def _judge_torch(rows: list[Data]) -> Finding:
+    def pick(times: dict[str, float]) -> float:
+        return min(times[OURS], times.get(ALL, np.inf))
+
+    claim = "A training step is faster than torch.nn.RNN's."
+    criterion = (
+        "at least 1.5 times as fast at every shape, 3 times in the geometric mean; on one device "
+        "or on all, whichever is faster"
+    )
+    ratios = _ratios(rows, "train", "torch", pick)
+    if not ratios:
+        return _unmeasured("torch", claim, criterion, rows)
+    others = _ratios(rows, "train", "torch", pick, ("deep", "ragged"))
+    return Finding(
+        "torch",
+        claim,
+        criterion,
+        _describe(ratios) + (f"; also {_list(others)}" if others else ""),
+        min(ratios.values()) >= 1.5 and _mean(ratios) >= 3,
+    )
+
+
+def _judge_peer(rows: list[Data], peer: str) -> Finding:
+    claim = f"A training step is faster than {peer}'s, on one device."
+    criterion = "faster at every shape, deep and ragged too"
+    ratios = _ratios(rows, "train", peer, kinds=("shape", "deep", "ragged"))
+    if not ratios:
+        return _unmeasured(peer, claim, criterion, rows)
+    return Finding(peer, claim, criterion, _describe(ratios), min(ratios.values()) > 1)
+
+
+def _judge_gradient(rows: list[Data]) -> Finding:
+    claim = "The gradient is faster than autodiff of the plain scan, on one device."
+    criterion = "1.0 times as fast or faster at every shape, 1.4 times in the geometric mean"
+    ratios = _ratios(rows, "gradient", PLAIN)
+    if not ratios:
+        return _unmeasured("gradient", claim, criterion, rows)
+    holds = min(ratios.values()) >= 1 and _mean(ratios) >= 1.4
+    return Finding("gradient", claim, criterion, _describe(ratios), holds)
+
+
+def _judge_all_devices(rows: list[Data], devices: int) -> Finding:
+    claim = f"On all devices ({devices}) the gradient is twice as fast as the plain scan's on one."
+    criterion = (
+        "2.0 times in the geometric mean over the shapes; one device where the batch does not split"
+    )
+    ratios = _ratios(rows, "gradient", PLAIN, lambda times: times.get(ALL, times[OURS]))
+    if not ratios or not any(ALL in times for times in times_of(rows, "gradient").values()):
+        return _unmeasured(ALL, claim, criterion, rows, "devices")
+    return Finding("devices", claim, criterion, _describe(ratios), _mean(ratios) >= 2)
+
+
+def _judge_rate(rows: list[Data], rate: float) -> Finding:
+    claim = "Large networks run at the rate of one large matrix product, on all devices."
+    criterion = "at least 0.9 of the rate of a 2048 x 2048 product, in the gradient at " + (
+        " and ".join(_name(shape) for shape in _LARGE)
+    )
+    reached = {
+        (row["case"], row["pass"]): row["fraction"]
+        for row in rows
+        if row["contender"] == ALL and tuple(row["shape"]) in _LARGE and row["kind"] == "shape"
+        if "fraction" in row
+    }
+    judged = [reached.get((_name(shape), "gradient")) for shape in _LARGE]
+    if None in judged:
+        return Unmeasured("rate", claim, criterion, "not all of it was timed", False)
+    listed = ", ".join(f"{case} {what} {value:.2f}" for (case, what), value in reached.items())
+    holds = min(value for value in judged if value is not None) >= 0.9
+    return Finding("rate", claim, criterion, f"{listed} of {rate:.0f} GFlop/s", holds)
+
+
+def _judge_networks(rows: list[Data], other: str, mark: float) -> Finding:
+    claim = {
+        PLAIN: "Many networks under vmap are no slower than plain scans under vmap.",
+    }.get(other, "Many networks under vmap are faster than a loop over them.")
+    criterion = f"at least {mark:g} times as fast in every pass"
+    ratios = {
+        f"{case} {what}": ratio
+        for what in ("forward", "gradient", "train")
+        for case, ratio in _ratios(rows, what, other, kinds=("networks",)).items()
+    }
+    if not ratios:
+        return _unmeasured(other, claim, criterion, rows, "networks")
+    holds = min(ratios.values()) >= mark
+    return Finding("networks", claim, criterion, f"{_list(ratios)} times", holds)
+
+
+def _judge_compiling(compiling: list[Data]) -> Finding:
+    ratios = {
+        row["case"]: row["seconds"][OURS] / row["seconds"][PLAIN]
+        for row in compiling
+        if not row.get("scaled")
+    }
+    return Finding(
+        "compiling",
+        "The gradient compiles about as fast as the plain scan's.",
+        "within 1.5 times at every shape, and for the deep network",
+        f"{_list(ratios)} times",
+        max(ratios.values()) <= 1.5,
+    )
+
+
+def _judge_flatness(compiling: list[Data]) -> Finding:
+    scaled = {row["steps"]: row["seconds"] for row in compiling if row.get("scaled")}
+    ours = {steps: seconds[OURS] for steps, seconds in scaled.items()}
+    plain = {steps: seconds[PLAIN] for steps, seconds in scaled.items()}
+    growth = max(ours.values()) / min(ours.values())
+    return Finding(
+        "compiling",
+        "Compile time does not depend on T.",
+        "within 1.5 times over all lengths",
+        f"{growth:.2f} times: {_list_lengths(ours)} s; plain scan {_list_lengths(plain)} s",
+        growth <= 1.5,
+    )
+
+
+def _judge_lengths(lengths: Data) -> Finding:
+    steps = {
+        row["length"]: row["microseconds_per_step"]
+        for row in lengths["rows"]
+        if row["contender"] == OURS
+    }
+    claim = "The gradient's time per step does not grow with T."
+    *_, shorter, longest = [0, *sorted(steps)]
+    criterion = f"at T = {longest:,} within 1.2 times of that at {shorter:,}"
+    listed = f"{_list_lengths(steps)} microseconds"
+    if len(steps) < 2:
+        return Unmeasured("long", claim, criterion, f"{listed}: one length", False)
+    if OURS in lengths["stopped"]:
+        measured = (
+            f"quadratic in T: {listed}; longer ones are left out. jaxlib 0.11.1 on CPU rewrites "
+            "all outputs at every step (jax issue 40101)"
+        )
+        return Finding("long", claim, criterion, measured, False)
+    growth = steps[longest] / steps[shorter]
+    return Finding("long", claim, criterion, f"{growth:.2f} times: {listed}", growth <= 1.2)
+
+
+def _ratios(
+    rows: list[Data],
+    what: str,
+    other: str,
+    pick: Callable[[dict[str, float]], float] = lambda times: times[OURS],
+    kinds: tuple[str, ...] = ("shape",),
+) -> dict[str, float]:
+    """The other's time over the library's, by case, where both were timed."""
+    return {
+        case: times[other] / pick(times)
+        for case, times in times_of(rows, what, kinds).items()
+        if other in times and OURS in times
+    }
+
+
+def _unmeasured(
+    contender: str, claim: str, criterion: str, rows: list[Data], name: str = ""
+) -> Finding:
+    """A finding on a contender that was not timed, with its own reason."""
+    reasons = dict.fromkeys(
+        row["status"] for row in rows if row["contender"] == contender and "milliseconds" not in row
+    )
+    reason = "; ".join(reasons) or "left out of this run"
+    hint = f": {_INSTALL}" if reason == "not installed" else ""
+    return Unmeasured(name or contender, claim, criterion, reason + hint, False)
+
+
+def _mean(ratios: dict[str, float]) -> float:
+    return float(np.exp(np.mean(np.log(list(ratios.values())))))
+
+
+def _describe(ratios: dict[str, float]) -> str:
+    return f"{_mean(ratios):.2f} times in the geometric mean: {_list(ratios)}"
+
+
+def _list(ratios: dict[str, float]) -> str:
+    return ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items())
+
+
+def _list_lengths(values: dict[int, float]) -> str:
+    return ", ".join(f"{value:.2g} at {length:,}" for length, value in sorted(values.items()))
+
+
+def _name(shape: Any) -> str:
+    return ",".join(str(size) for size in shape)

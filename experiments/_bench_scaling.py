@@ -1,0 +1,64 @@
+"""How compile time and time per step change with the length of the sequence."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+from experiments._bench_cases import Case, make_problem
+from experiments._bench_jax import BUILDERS, gradient_program
+from experiments._bench_timing import Call, interleave, time_once
+from experiments._report import Data
+
+NAMES = ("jaxrnn", "plain scan")
+_REPEATS = 3
+_SMALL = (32, 8, 32)  # B, D, H of the network that is compiled at every length
+_LONG = (1, 8, 64)  # ... and of the one that runs over every length
+_GROWTH = 3.0  # of the time per step from one length to the next, where measuring stops
+
+
+def measure_compiling(cases: Sequence[Case], lengths: Sequence[int], repeats: int) -> list[Data]:
+    """Seconds to compile the gradient of each single layer and of the deep network, and of a small
+    layer at each of `lengths`; medians of interleaved repeats, from shapes alone."""
+    measured = [case for case in cases if case.kind in ("shape", "deep")]
+    scaled = [Case("shape", (length, *_SMALL)) for length in lengths]
+    rows = []
+    for case in [*measured, *scaled]:
+        times: dict[str, list[float]] = {name: [] for name in NAMES}
+        for _ in range(repeats):
+            for name in NAMES:
+                times[name].append(gradient_program(case, name).seconds)
+        medians = {name: statistics.median(values) for name, values in times.items()}
+        rows.append({"case": case.name, "steps": case.shape[0], "seconds": medians})
+    for row in rows[len(measured) :]:
+        row["scaled"] = True
+    return rows
+
+
+def measure_lengths(lengths: Sequence[int], seed: int, seconds: float, least_rounds: int) -> Data:
+    """Microseconds per step of the gradient at each length, with one sequence.
+
+    Where the time per step has grown threefold from one length to the next, it is quadratic in T,
+    and longer sequences are left out: 100,000 steps would take minutes."""
+    calls: dict[tuple[str, int], Call] = {}
+    first: dict[tuple[str, int], float] = {}
+    stopped: dict[str, int] = {}
+    before = None
+    for length in sorted(lengths):
+        problem = make_problem(Case("shape", (length, *_LONG)), seed)
+        for name in set(NAMES) - set(stopped):
+            call = BUILDERS[name](problem, "gradient").call
+            call()
+            first[name, length] = min(time_once(call) for _ in range(_REPEATS)) / length
+            calls[name, length] = call
+            if before is not None and first[name, length] > _GROWTH * first[name, before]:
+                stopped[name] = length
+                del calls[name, length]
+        before = length
+    times = interleave(calls, seconds, least_rounds)
+    medians = {key: statistics.median(values) / key[1] for key, values in times.items()}
+    rows = [
+        {"length": length, "contender": name, "microseconds_per_step": 1e6 * value}
+        for (name, length), value in (first | medians).items()
+    ]
+    return {"rows": rows, "stopped": stopped}

@@ -1,0 +1,106 @@
+"""How the benchmark times: compiled beforehand, in turn, until the output is ready.
+
+A turn lasts at least 20 ms. A contender that is faster than that runs once untimed and then
+repeatedly, so that what the one before it left behind (cold caches, threads that still spin) is not
+its loss. The order is drawn anew each round.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar, cast
+
+import jax
+import jax.numpy as jnp
+
+Call = Callable[[], Any]
+Name = TypeVar("Name")
+
+_TURN_SECONDS = 0.02
+_WIDTH = 2048
+
+
+class Program(NamedTuple):
+    """A compiled program, what compiling it took, and its temporary memory in bytes."""
+
+    run: Any
+    seconds: float
+    temporary: int
+
+
+class Entrant(NamedTuple):
+    """One contender in one pass.
+
+    call: runs it once, until the output is ready. read: runs it once and returns the result in
+    NumPy; it comes before the first `call`. program: None where nothing is compiled."""
+
+    call: Call
+    read: Call
+    program: Program | None = None
+
+
+class Unavailable(Exception):
+    """A contender cannot take part; the text says why."""
+
+
+def count_cores() -> int:
+    """Cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def compile_program(function: Any, *arguments: Any, donate: tuple[int, ...] = ()) -> Program:
+    """Trace and compile; `arguments` may be shapes alone."""
+    start = time.perf_counter()
+    compiled = jax.jit(function, donate_argnums=donate).lower(*arguments).compile()
+    seconds = time.perf_counter() - start
+    memory = cast(Any, compiled.memory_analysis())
+    return Program(compiled, seconds, memory.temp_size_in_bytes)
+
+
+def matrix_product() -> tuple[Call, float]:
+    """A product of two large matrices on all cores, and its multiplications and additions."""
+    matrix = jax.random.normal(jax.random.key(0), (_WIDTH, _WIDTH))
+    program = compile_program(jnp.dot, matrix, matrix)
+    return lambda: jax.block_until_ready(program.run(matrix, matrix)), 2.0 * _WIDTH**3
+
+
+def time_once(call: Call) -> float:
+    """Seconds of one run."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def interleave(
+    calls: dict[Name, Call], seconds: float, least_rounds: int
+) -> dict[Name, list[float]]:
+    """Seconds of one run of each, the median of each turn, after a round that does not count."""
+    order = random.Random(0)
+    names = list(calls)
+    latest = {name: _take_turn(calls[name], 0.0) for name in names}
+    times: dict[Name, list[float]] = {name: [] for name in names}
+    end = time.perf_counter() + seconds
+    rounds = 0
+    while rounds < least_rounds or time.perf_counter() < end:
+        order.shuffle(names)
+        for name in names:
+            latest[name] = _take_turn(calls[name], latest[name])
+            times[name].append(latest[name])
+        rounds += 1
+    return times
+
+
+def _take_turn(call: Call, expected: float) -> float:
+    if expected < _TURN_SECONDS:
+        call()
+    end = time.perf_counter() + _TURN_SECONDS
+    times = [time_once(call)]
+    while time.perf_counter() < end:
+        times.append(time_once(call))
+    return statistics.median(times)
