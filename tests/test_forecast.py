@@ -18,14 +18,7 @@ CONFIG = forecast.Config(
 )
 
 
-@pytest.fixture(autouse=True)
-def _as_on_the_command_line():
-    with (
-        jax.enable_x64(False),
-        jax.numpy_dtype_promotion("standard"),
-        jax.numpy_rank_promotion("allow"),
-    ):
-        yield
+pytestmark = pytest.mark.usefixtures("as_on_the_command_line")
 
 
 def make_series(values, begins=()):

@@ -5,7 +5,6 @@ import json
 import math
 import zipfile
 
-import jax
 import numpy as np
 import pytest
 
@@ -15,14 +14,7 @@ from experiments.__main__ import main
 TINY = ("--length", "2", "--train-steps", "3", "--batch-size", "2", "--sequences", "2")
 
 
-@pytest.fixture(autouse=True)
-def _as_on_the_command_line():
-    with (
-        jax.enable_x64(False),
-        jax.numpy_dtype_promotion("standard"),
-        jax.numpy_rank_promotion("allow"),
-    ):
-        yield
+pytestmark = pytest.mark.usefixtures("as_on_the_command_line")
 
 
 def read_metrics(folder):

@@ -22,17 +22,7 @@ compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimizatio
 LEAST_MIXED = {"latch": 5, "order": 10, "adding": 2}  # the shortest sequence of a mixed batch
 
 
-@pytest.fixture(autouse=True)
-def _as_on_the_command_line():
-    """For all threads, since the experiment works in threads of its own."""
-    wanted = {"enable_x64": False, "numpy_dtype_promotion": "standard"}
-    wanted["numpy_rank_promotion"] = "allow"
-    before = {f"jax_{name}": getattr(jax.config, f"jax_{name}") for name in wanted}
-    for name, value in wanted.items():
-        jax.config.update(f"jax_{name}", value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
+pytestmark = pytest.mark.usefixtures("as_on_the_command_line")
 
 
 def draw(name, key, length, size, mixed=False):

@@ -10,15 +10,7 @@ from experiments._music_networks import drop_connect, plain_network, sharing_net
 from experiments.data.piano_rolls import KEYS, PianoRolls, score_markov
 from jaxrnn import masked_mean
 
-
-@pytest.fixture(autouse=True)
-def _as_on_the_command_line():
-    with (
-        jax.enable_x64(False),
-        jax.numpy_dtype_promotion("standard"),
-        jax.numpy_rank_promotion("allow"),
-    ):
-        yield
+pytestmark = pytest.mark.usefixtures("as_on_the_command_line")
 
 
 def draw_rolls(seed=0, lengths=(7, 2, 12, 5)):
