@@ -2,6 +2,7 @@
 
 from jaxrnn import diagnostics, initializers, sharding
 from jaxrnn._types import Activation, Array, Initializer, Key, Params, State
+from jaxrnn._updates import TrainState
 from jaxrnn.cell import RNNParams, init_rnn, step
 from jaxrnn.compose import bidirectional, chunked, residual, stack
 from jaxrnn.layer import Layer, scanned, vanilla_rnn
@@ -17,7 +18,7 @@ from jaxrnn.sequences import (
     unpack_sequences,
 )
 from jaxrnn.training import (
-    TrainState,
+    NonFiniteError,
     clip_by_global_norm,
     fit,
     init_train_state,
@@ -35,6 +36,7 @@ __all__ = [
     "Initializer",
     "Key",
     "Layer",
+    "NonFiniteError",
     "PackedSequences",
     "Params",
     "RNNParams",

@@ -47,15 +47,16 @@ from jax.sharding import PartitionSpec as P
 
 from jaxrnn._checks import check_function, check_shape, check_size
 from jaxrnn._types import Array
-from jaxrnn.training import (
+from jaxrnn._updates import (
     LossFn,
     Metrics,
     TrainState,
-    TrainStep,
-    _check_loss,
-    _check_optimizer,
-    _step_keys,
+    check_loss,
+    check_optimizer,
+    step_keys,
+    update_or_skip,
 )
+from jaxrnn.training import TrainStep
 
 
 def use_cpu_devices(count: int | None = None) -> int:
@@ -140,7 +141,7 @@ def make_sharded_train_step(
         `batch_axes` does not fit the batch, or the batch cannot be split evenly.
     """
     check_function("loss_fn", loss_fn)
-    _check_optimizer(optimizer)
+    check_optimizer(optimizer)
     _check_mesh(mesh)
     if weight_fn is not None:
         check_function("weight_fn", weight_fn)
@@ -153,16 +154,13 @@ def make_sharded_train_step(
         whole = _metric_shapes(loss_fn, state, batch)
 
         def update(state: TrainState, part: Any) -> tuple[TrainState, Metrics]:
-            key = jax.random.fold_in(_step_keys(state)[1], lax.axis_index(mesh.axis_names))
+            key = jax.random.fold_in(step_keys(state)[1], lax.axis_index(mesh.axis_names))
             (loss, metrics), grads = value_and_grad(state.params, part, key)
             _check_metrics(metrics, whole)
             weight = jnp.ones(()) if weight_fn is None else jnp.asarray(weight_fn(part))
             check_shape("the result of weight_fn", weight, ())
             loss, metrics, grads = _average((loss, metrics, grads), weight, mesh.axis_names)
-            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-            params = optax.apply_updates(state.params, updates)
-            metrics = {**metrics, "loss": loss, "grad_norm": optax.tree.norm(grads)}
-            return TrainState(state.step + 1, params, opt_state, state.key), metrics
+            return update_or_skip(optimizer, state, loss, grads, None, metrics)
 
         split = (P(), specs)
         # With check_vma JAX would put all-reduces of its own into the gradient.
@@ -259,7 +257,7 @@ def _metric_shapes(loss_fn: LossFn, state: TrainState, batch: Any) -> Any:
 
     def metrics_of(state: TrainState, batch: Any) -> Metrics:
         result = loss_fn(state.params, batch, state.key)
-        _check_loss(result)
+        check_loss(result)
         return result[1]
 
     return jax.tree.map(jnp.shape, jax.eval_shape(metrics_of, state, batch))

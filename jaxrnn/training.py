@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,36 +13,37 @@ import optax
 from jax import lax
 
 from jaxrnn._checks import (
-    check_floating,
     check_function,
     check_key,
     check_positive,
-    check_shape,
     check_size,
 )
 from jaxrnn._types import Array, Key, Params
+from jaxrnn._updates import (
+    LossFn,
+    Metrics,
+    TrainState,
+    check_loss,
+    check_optimizer,
+    step_keys,
+    update_or_skip,
+)
 
-Metrics = dict[str, Array]
-LossFn = Callable[[Params, Any, Key], tuple[Array, Metrics]]
 WindowLossFn = Callable[[Params, Any, Any, Key], tuple[Array, tuple[Any, Metrics]]]
 TrainStep = Callable[["TrainState", Any], tuple["TrainState", Metrics]]
 MakeBatch = Callable[[Key, Array], Any]
 
 
-class TrainState(NamedTuple):
-    """All that the next training step depends on.
+class NonFiniteError(FloatingPointError):
+    """Training stopped, because too many steps in a row were skipped.
 
-    step: int32 scalar, the number of steps (updates) taken. params: the caller's pytree.
-    opt_state: optax's. key: the run's random key; it never changes, and each step folds its number
-    into it, so that a run resumed from a saved state repeats what it would have done.
-    carry: what truncated back-propagation takes from window to window, the recurrent states.
+    state: the TrainState with the parameters of the last update that was taken. history: the
+    metrics of every step of this call of `fit`.
     """
 
-    step: Array
-    params: Params
-    opt_state: optax.OptState
-    key: Key
-    carry: Any = None
+    def __init__(self, message: str, state: TrainState, history: Metrics) -> None:
+        super().__init__(message)
+        self.state, self.history = state, history
 
 
 def init_train_state(
@@ -53,7 +54,7 @@ def init_train_state(
     Raises:
       TypeError, ValueError: `optimizer` is not an optax transformation, `key` not a random key.
     """
-    _check_optimizer(optimizer)
+    check_optimizer(optimizer)
     check_key("key", key)
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), key, carry)
 
@@ -66,8 +67,11 @@ def make_train_step(loss_fn: LossFn, optimizer: optax.GradientTransformation) ->
       optimizer: any optax transformation; clipping and schedules are part of it.
 
     Returns:
-      The step. Its metrics are those of `loss_fn` and ``loss`` and ``grad_norm``, the global norm
-      of the gradient before the optimizer.
+      The step. Its metrics are those of `loss_fn` and ``loss``; ``grad_norm``, the global norm of
+      the gradient before the optimizer; and ``skipped``, whether the update was left out. That is
+      where the loss or the gradient is not finite, or the update would make an entry of the
+      parameters or of the optimizer's state so that was finite before: then parameters,
+      optimizer's state and carry stay as they were, and only ``state.step`` goes on.
     """
     if not callable(loss_fn):
         raise TypeError(f"loss_fn is {loss_fn!r}, expected a function of (params, batch, key)")
@@ -76,7 +80,7 @@ def make_train_step(loss_fn: LossFn, optimizer: optax.GradientTransformation) ->
         params: Params, carry: Any, batch: Any, key: Key
     ) -> tuple[Array, tuple[Any, Metrics]]:
         result = loss_fn(params, batch, key)
-        _check_loss(result)
+        check_loss(result)
         loss, metrics = result
         return loss, (carry, metrics)
 
@@ -141,16 +145,13 @@ def make_truncated_train_step(
 
 def _make_update(loss_fn: WindowLossFn, optimizer: optax.GradientTransformation) -> TrainStep:
     """One update of the parameters."""
-    _check_optimizer(optimizer)
+    check_optimizer(optimizer)
     value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
 
     def update(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-        key_loss = _step_keys(state)[1]
+        key_loss = step_keys(state)[1]
         (loss, (carry, metrics)), grads = value_and_grad(state.params, state.carry, batch, key_loss)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        metrics = {**metrics, "loss": loss, "grad_norm": optax.tree.norm(grads)}
-        return TrainState(state.step + 1, params, opt_state, state.key, carry), metrics
+        return update_or_skip(optimizer, state, loss, grads, carry, metrics)
 
     return update
 
@@ -162,6 +163,7 @@ def fit(
     num_steps: int,
     *,
     steps_per_call: int = 100,
+    max_skipped: int | None = 20,
     callback: Callable[[TrainState, Metrics], None] | None = None,
 ) -> tuple[TrainState, Metrics]:
     """Take `num_steps` training steps, many in one compiled call.
@@ -174,14 +176,20 @@ def fit(
       make_batch: a pure function ``(key, step) -> batch``, traced into the compiled call. The data
         follow from the run's key and the step alone.
       num_steps: steps to take. steps_per_call: steps in one compiled call; the last may be shorter.
+      max_skipped: training stops once a compiled call ends with so many steps in a row skipped (of
+        networks trained side by side, by every one). None: never.
       callback: called between compiled calls with the state and the metrics [steps] of the steps
         just taken, as NumPy arrays: for progress, saving, or stopping by raising.
 
     Returns:
       (state, history), the metrics of every step stacked to [num_steps].
 
-    Under ``jit`` or ``vmap`` (say over keys and learning rates) all steps are one loop and there is
-    no callback.
+    Raises:
+      NonFiniteError: `max_skipped` was reached; it holds the last good state.
+      TypeError, ValueError: an argument is not as described.
+
+    Under ``jit`` or ``vmap`` (say over keys and learning rates) all steps are one loop; there is no
+    callback, and no end before the last step.
     """
     num_steps = check_size("num_steps", num_steps, at_least=0)
     steps_per_call = check_size("steps_per_call", steps_per_call)
@@ -189,12 +197,15 @@ def fit(
         raise TypeError(f"state is a {type(state).__name__}, expected a TrainState")
     check_function("train_step", train_step)
     check_function("make_batch", make_batch)
+    if max_skipped is not None:
+        max_skipped = check_size("max_skipped", max_skipped)
     if callback is not None:
         check_function("callback", callback)
     if _is_traced(state):
         _refuse_callback(callback)
         steps_per_call = max(num_steps, 1)
     history: list[Metrics] = []
+    in_a_row = 0
     for start in range(0, max(num_steps, 1), steps_per_call):  # no steps: one empty call
         size = min(steps_per_call, num_steps - start)
         state, metrics = _take_steps(train_step, make_batch, size, state)
@@ -205,8 +216,17 @@ def fit(
         history.append(metrics)
         if callback is not None and size:
             callback(state, metrics)
-    concatenate: Any = jnp.concatenate if _is_traced(history) else np.concatenate
-    return state, jax.tree.map(lambda *parts: concatenate(parts), *history)
+        if not _is_traced(metrics):
+            in_a_row = _count_skipped(metrics, in_a_row)
+            if max_skipped is not None and in_a_row >= max_skipped:
+                raise NonFiniteError(
+                    f"the last {in_a_row} steps were skipped, their loss, gradient or update not "
+                    f"being finite (max_skipped is {max_skipped}); the parameters of the last good "
+                    "update are in this error's state",
+                    state,
+                    _concatenate(history),
+                )
+    return state, _concatenate(history)
 
 
 def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
@@ -245,21 +265,31 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
-def _step_keys(state: TrainState) -> tuple[Key, Key]:
-    """The keys of this step: one for the data, one for the loss."""
-    first, second = jax.random.split(jax.random.fold_in(state.key, state.step))
-    return first, second
-
-
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _take_steps(
     train_step: TrainStep, make_batch: MakeBatch, num_steps: int, state: TrainState
 ) -> tuple[TrainState, Metrics]:
     def body(state: TrainState, _: None) -> tuple[TrainState, Metrics]:
-        key_data = _step_keys(state)[0]
+        key_data = step_keys(state)[0]
         return train_step(state, make_batch(key_data, state.step))
 
     return lax.scan(body, state, length=num_steps)
+
+
+def _count_skipped(metrics: Metrics, before: int) -> int:
+    """The steps in a row, up to the last of `metrics` [steps, ...], that updated nothing; `before`
+    are those up to its first."""
+    if "skipped" not in metrics:  # a step of the caller's own
+        return 0
+    skipped = np.asarray(metrics["skipped"])
+    others = tuple(range(1, skipped.ndim))  # networks, and windows of a step, if there are any
+    updated = np.flatnonzero(~(skipped.all(axis=others) & skipped.any(axis=others)))
+    return len(skipped) - 1 - int(updated[-1]) if updated.size else before + len(skipped)
+
+
+def _concatenate(history: list[Metrics]) -> Metrics:
+    concatenate: Any = jnp.concatenate if _is_traced(history) else np.concatenate
+    return jax.tree.map(lambda *parts: concatenate(parts), *history)
 
 
 def _is_traced(tree: Any) -> bool:
@@ -271,16 +301,6 @@ def _refuse_callback(callback: Any) -> None:
         raise ValueError("callback is given under a JAX transformation, expected None")
 
 
-def _check_loss(result: Any) -> None:
-    if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], Mapping):
-        kinds = result if isinstance(result, tuple) else (result,)
-        got = ", ".join(type(part).__name__ for part in kinds)
-        raise TypeError(f"loss_fn returns ({got}), expected (loss, dict of metrics)")
-    loss = jnp.asarray(result[0])
-    check_shape("loss", loss, ())
-    check_floating("loss", loss)
-
-
 def _check_window_loss(result: Any, carry: Any) -> None:
     if not isinstance(result, tuple) or len(result) != 2:
         kind = type(result).__name__
@@ -289,7 +309,7 @@ def _check_window_loss(result: Any, carry: Any) -> None:
     if not isinstance(aux, tuple) or len(aux) != 2:
         kind = type(aux).__name__
         raise TypeError(f"loss_fn returns (loss, {kind}), expected (loss, (carry, metrics))")
-    _check_loss((loss, aux[1]))
+    check_loss((loss, aux[1]))
     before, after = (_describe_arrays(tree) for tree in (carry, aux[0]))
     if before != after:
         raise ValueError(f"loss_fn returns the carry {after}, expected as it was given, {before}")
@@ -306,10 +326,3 @@ def _check_time_axis(batch: Any) -> int:
         got = ", ".join(str(leaf.shape) for leaf in jax.tree.leaves(batch)) or "no array"
         raise ValueError(f"batch has {got}, expected arrays [T, ...] of one length")
     return lengths[0][0]
-
-
-def _check_optimizer(optimizer: Any) -> None:
-    if not isinstance(optimizer, optax.GradientTransformation):
-        raise TypeError(
-            f"optimizer is a {type(optimizer).__name__}, expected an optax.GradientTransformation"
-        )

@@ -209,7 +209,12 @@ def differentiate_on_two_devices():
     (loss, own), grads = jax.tree.map(lambda *leaves: sum(leaves) / 2, *parts)
     assert len({float(part[0][1]["drawn"]) for part in parts}) == 2
     assert_close(after.opt_state.trace, grads, length=T * B)
-    expected = {**own, "loss": loss, "grad_norm": optax.tree.norm(grads)}
+    expected = {
+        **own,
+        "loss": loss,
+        "grad_norm": optax.tree.norm(grads),
+        "skipped": np.array(False),
+    }
     assert_close(metrics, expected, length=T * B)
 
     check_that_placed_batches_and_donated_states_do(step, state, batch, mesh)
@@ -269,6 +274,7 @@ def check_that_parts_without_weight_are_left_out(mesh):
         "loss": 1,
         "grad_norm": 2,
         "positive": 2,
+        "skipped": 0,
     }
     _, metrics = step(state, jnp.full((1, 4), jnp.nan))
     assert float(metrics["loss"]) == float(metrics["grad_norm"]) == 0
@@ -341,6 +347,7 @@ def test_averages_keep_the_dtypes_of_floats(key):
         after, metrics = jax.eval_shape(step, state, jnp.ones((T, B), jnp.bfloat16))
     kinds = {name: leaf.dtype.name for name, leaf in {**after.params, **metrics}.items()}
     assert kinds.pop("grad_norm") in {"float32", "bfloat16"}
+    assert kinds.pop("skipped") == "bool"
     assert kinds == {
         "a": "bfloat16",
         "b": "float32",

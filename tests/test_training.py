@@ -79,7 +79,8 @@ def test_a_train_step_is_one_step_of_optax(optimizer):
     expected = TrainState(jnp.int32(1), params, opt_state, state.key)
     assert_identical(plain(after), plain(expected))
     norm = np.sqrt(sum(np.sum(np.square(g)) for g in jax.tree.leaves(grads)))
-    assert set(metrics) == {*own, "loss", "grad_norm"}
+    assert set(metrics) == {*own, "loss", "grad_norm", "skipped"}
+    assert not metrics["skipped"]
     assert_identical(
         {name: metrics[name] for name in own} | {"loss": metrics["loss"]}, own | {"loss": loss}
     )
@@ -112,8 +113,8 @@ def test_no_steps_leave_the_state_and_give_an_empty_history():
     state, history = fit(STEP, start(), make_batch, 0, callback=lambda *given: calls.append(given))
     assert_identical(plain(state), plain(start()))
     shapes = {name: metric.shape for name, metric in history.items()}
-    expected = {"loss": (0,), "grad_norm": (0,), "errors": (0, BATCH), "batch": (0, BATCH, D)}
-    assert shapes == expected | {"key": (0, 2)}
+    expected = {"loss": (0,), "grad_norm": (0,), "skipped": (0,), "errors": (0, BATCH)}
+    assert shapes == expected | {"batch": (0, BATCH, D), "key": (0, 2)}
     assert not calls
 
 
@@ -121,8 +122,8 @@ def test_the_history_stacks_the_metrics_of_every_step_as_numpy_arrays():
     _, history = fit(STEP, start(), make_batch, 12, steps_per_call=5)
     assert all(type(metric) is np.ndarray for metric in history.values())
     shapes = {name: metric.shape for name, metric in history.items()}
-    expected = {"loss": (12,), "grad_norm": (12,), "errors": (12, BATCH), "batch": (12, BATCH, D)}
-    assert shapes == expected | {"key": (12, 2)}
+    expected = {"loss": (12,), "grad_norm": (12,), "skipped": (12,), "errors": (12, BATCH)}
+    assert shapes == expected | {"batch": (12, BATCH, D), "key": (12, 2)}
 
 
 # Data

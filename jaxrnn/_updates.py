@@ -1,0 +1,90 @@
+"""One update of a training state, and what keeps a step that went wrong from harming it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxrnn._checks import check_floating, check_shape
+from jaxrnn._types import Array, Key, Params
+
+Metrics = dict[str, Array]
+LossFn = Callable[[Params, Any, Key], tuple[Array, Metrics]]
+
+
+class TrainState(NamedTuple):
+    """All that the next training step depends on.
+
+    step: int32 scalar, the number of steps (updates) taken. params: the caller's pytree.
+    opt_state: optax's. key: the run's random key; it never changes, and each step folds its number
+    into it, so that a run resumed from a saved state repeats what it would have done.
+    carry: what truncated back-propagation takes from window to window, the recurrent states.
+    """
+
+    step: Array
+    params: Params
+    opt_state: optax.OptState
+    key: Key
+    carry: Any = None
+
+
+def update_or_skip(
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    loss: Array,
+    grads: Any,
+    carry: Any,
+    metrics: Metrics,
+) -> tuple[TrainState, Metrics]:
+    """The state after one update, and the metrics with loss, grad_norm and skipped.
+
+    The update is skipped, and all but the number of steps stays as it was, where the loss or an
+    entry of the gradient is not finite, or where an entry of the parameters or the optimizer's
+    state that was finite would not be after it. The last is what a gradient of 1e30 does to Adam:
+    its square overflows, and holds that entry still for good.
+    """
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    own, updated_own = (state.params, state.opt_state), (params, opt_state)
+    finite = jax.tree.map(lambda leaf: jnp.all(jnp.isfinite(leaf)), (loss, grads))
+    unharmed = jax.tree.map(_stays_finite, own, updated_own)
+    taken = jnp.all(jnp.stack(jax.tree.leaves((finite, unharmed))))
+    before, after = (*own, state.carry), (*updated_own, carry)
+    params, opt_state, carry = jax.tree.map(
+        lambda old, new: jnp.where(taken, new, old), before, after
+    )
+    metrics = {**metrics, "loss": loss, "grad_norm": optax.tree.norm(grads), "skipped": ~taken}
+    return TrainState(state.step + 1, params, opt_state, state.key, carry), metrics
+
+
+def _stays_finite(old: Array, new: Array) -> Array:
+    if not jnp.issubdtype(jnp.result_type(new), jnp.inexact):
+        return jnp.ones((), bool)
+    return jnp.all(jnp.isfinite(new) | ~jnp.isfinite(old))
+
+
+def step_keys(state: TrainState) -> tuple[Key, Key]:
+    """The keys of this step: one for the data, one for the loss."""
+    first, second = jax.random.split(jax.random.fold_in(state.key, state.step))
+    return first, second
+
+
+def check_loss(result: Any) -> None:
+    if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], Mapping):
+        kinds = result if isinstance(result, tuple) else (result,)
+        got = ", ".join(type(part).__name__ for part in kinds)
+        raise TypeError(f"loss_fn returns ({got}), expected (loss, dict of metrics)")
+    loss = jnp.asarray(result[0])
+    check_shape("loss", loss, ())
+    check_floating("loss", loss)
+
+
+def check_optimizer(optimizer: Any) -> None:
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise TypeError(
+            f"optimizer is a {type(optimizer).__name__}, expected an optax.GradientTransformation"
+        )
