@@ -65,7 +65,7 @@ def climb(
     for length in lengths:
         state = state if recipe.grows else fresh
         before = _measure_norms(problem, recipe, length, state.params, keys)
-        state, steps = _train(problem, recipe, length, effort, state)
+        state, steps, skipped = _train(problem, recipe, length, effort, state)
         loss, right = evaluate(problem, recipe, length, effort.test, state.params, keys)
         solved = np.array([problem.solves(length, *pair) for pair in zip(loss, right, strict=True)])
         yield {
@@ -74,7 +74,7 @@ def climb(
             "loss": loss,
             "right": right,
             "solved": solved,
-            "skipped": np.asarray(state.opt_state.total_notfinite),
+            "skipped": skipped,
             "lags": _lags(length),
             "norms_before": np.asarray(before),
             "norms_after": np.asarray(_measure_norms(problem, recipe, length, state.params, keys)),
@@ -102,17 +102,18 @@ def _train(
     length: int,
     effort: Effort,
     state: TrainState,
-) -> tuple[TrainState, np.ndarray]:
+) -> tuple[TrainState, np.ndarray, np.ndarray]:
     """Train each network until it solves its validation sequences with something to spare.
 
     A network that gets much worse goes back to its best, and on with half its learning rate.
-    Returns the best networks and the steps [S] that each took.
+    Returns the best networks, and the steps [S] that each took and that were skipped.
     """
     seeds = len(state.step)
     most = min(effort.steps, effort.sequence_steps // length)
     best = (state.params, state.opt_state)
     run = _Climb(state, np.ones(seeds), best, np.full(seeds, np.inf))
-    steps, passed, running = np.zeros(seeds, int), np.zeros(seeds, int), np.ones(seeds, bool)
+    steps, passed, all_skipped = np.zeros((3, seeds), int)
+    running = np.ones(seeds, bool)
     while True:
         keys = jax.vmap(jax.random.fold_in)(run.state.key, run.state.step)
         loss, right = evaluate(problem, recipe, length, effort.test, run.state.params, keys)
@@ -122,10 +123,11 @@ def _train(
         running = running & (passed < recipe.passes)
         if not running.any() or np.max(steps) + _STEPS_A_CALL > most:
             break
-        state = _advance(problem, recipe, length, effort.batch_size, run.state, run.scale)
+        state, skipped = _advance(problem, recipe, length, effort.batch_size, run.state, run.scale)
         steps, run = steps + _STEPS_A_CALL * running, run._replace(state=state)
+        all_skipped = all_skipped + np.where(running, skipped, 0)
     params, opt_state = run.best
-    return run.state._replace(params=params, opt_state=opt_state), steps
+    return run.state._replace(params=params, opt_state=opt_state), steps, all_skipped
 
 
 def _has_margin(problem: Problem, length: int, losses: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -168,8 +170,9 @@ def _advance(
     batch_size: int,
     state: TrainState,
     scale: Array,
-) -> TrainState:
-    """Take some steps with every network, each with its part of the learning rate."""
+) -> tuple[TrainState, Array]:
+    """Take some steps with every network, each with its part of the learning rate, and count those
+    that were skipped."""
 
     def loss_fn(params: Params, batch: Batch, key: Key) -> tuple[Array, dict[str, Array]]:
         return _objective(problem, recipe, params, batch, key), {}
@@ -178,11 +181,11 @@ def _advance(
         del step
         return problem.draw(key, length, batch_size, recipe.mixes)
 
-    def one(state: TrainState, scale: Array) -> TrainState:
+    def one(state: TrainState, scale: Array) -> tuple[TrainState, Array]:
         optimizer = optax.chain(recipe.full_optimizer(), optax.scale(scale))
         start = state._replace(opt_state=(state.opt_state, optax.EmptyState()))
-        state, _ = fit(make_step(loss_fn, optimizer), start, make_batch, _STEPS_A_CALL)
-        return state._replace(opt_state=state.opt_state[0])
+        state, history = fit(make_step(loss_fn, optimizer), start, make_batch, _STEPS_A_CALL)
+        return state._replace(opt_state=state.opt_state[0]), jnp.sum(history["skipped"])
 
     return jax.vmap(one)(state, scale)
 

@@ -60,11 +60,9 @@ class Recipe(NamedTuple):
         return recurrent, self.readout(recurrent.output_size, output_size)
 
     def full_optimizer(self) -> optax.GradientTransformation:
-        """The optimizer with its clipping, which leaves out updates that are not finite."""
+        """The optimizer with its clipping."""
         clip = clip_by_global_norm(self.clip) if self.clip else optax.identity()
-        return optax.apply_if_finite(
-            optax.chain(clip, self.optimizer), max_consecutive_errors=2**30
-        )
+        return optax.chain(clip, self.optimizer)
 
 
 def _one(**options: Any) -> Callable[[int], tuple[Layer, ...]]:

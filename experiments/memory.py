@@ -218,8 +218,8 @@ def _climb_pair(config: Config, problem: str, recipe: str) -> Data:
 
 
 def _explode(config: Config) -> Data:
-    """Follow one relu network, started at the identity, on long adding problems until it breaks,
-    with optax's own clipping and nothing that leaves out a step."""
+    """Follow one relu network, started at the identity, on long adding problems until a step of it
+    is no longer finite, with optax's own clipping."""
     problem = PROBLEMS["adding"]
     network = stack(
         vanilla_rnn(2, 64, activation=jax.nn.relu, w_hh_init=initializers.identity()), dense(64, 1)

@@ -382,20 +382,16 @@ def tiny_params():
     return (layer,), {"w": jnp.ones((2, 3)), "b": jnp.ones(2)}
 
 
-def gradient_of_norm(norm, bad=None):
+def gradient_of_norm(norm):
     noise = random_like(jax.random.key(7), tiny_params())
-    leaves, structure = jax.tree.flatten(noise)
-    leaves = [leaf * norm / optax.tree.norm(noise) for leaf in leaves]
-    if bad is not None:
-        leaves[0] = leaves[0].at[0, 0].set(bad)
-    return jax.tree.unflatten(structure, leaves)
+    return jax.tree.map(lambda leaf: leaf * norm / optax.tree.norm(noise), noise)
 
 
 OPTIMIZERS = {(recipe.optimizer, recipe.clip): name for name, recipe in RECIPES.items()}
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS.values())
-def test_an_optimizer_clips_and_leaves_out_what_is_not_finite(name):
+def test_an_optimizer_clips(name):
     recipe, params = RECIPES[name], tiny_params()
     optimizer = recipe.full_optimizer()
     update, state = compiled(optimizer.update), optimizer.init(params)
@@ -405,14 +401,7 @@ def test_an_optimizer_clips_and_leaves_out_what_is_not_finite(name):
         moments = [mu for _, mu in optax.tree.get_all_with_path(after, "mu")]
         wanted = min(norm, recipe.clip or math.inf) / 10
         assert float(optax.tree.norm(moments)) == pytest.approx(wanted, rel=1e-5)
-        assert int(after.total_notfinite) == 0
         assert all(leaf.all() for leaf in jax.tree.leaves(updates))
-    skipped = after
-    for count, bad in enumerate((math.nan, math.inf), 1):
-        updates, skipped = update(gradient_of_norm(1.0, bad), skipped, params)
-        assert not any(leaf.any() for leaf in jax.tree.leaves(updates))
-        assert int(skipped.total_notfinite) == count
-    assert_identical(skipped.inner_state, after.inner_state)
 
 
 def test_each_part_has_its_own_rate():
