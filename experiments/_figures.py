@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,8 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
+
+from jaxrnn.files import write_atomically
 
 SIZE = (8.0, 4.5)
 
@@ -43,7 +46,9 @@ def saved_figure(path: Path, size: tuple[float, float] = SIZE) -> Iterator[Figur
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=size, layout="constrained")
         yield figure
-        figure.savefig(path)
+        image = io.BytesIO()
+        figure.savefig(image, format="png")
+    write_atomically(path, image.getvalue())
 
 
 def say(figure: Figure, finding: str, detail: str = "") -> None:

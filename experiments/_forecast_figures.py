@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 import numpy as np
 
 from experiments._figures import BLACK, BLUE, GREY, SERIES, saved_figure, say
-from experiments._report import Data
+from experiments._report import Data, write_csv
 
 _HISTORY = 100  # rows of history
 
@@ -58,11 +57,10 @@ def _plot_column(data: Data, place: int, column: str, path: Path) -> None:
 def _write_forecast(data: Data, path: Path) -> None:
     """What follows the last row: each column's forecast, and the edges of its band."""
     columns, future = data["series"]["columns"], data["future"]
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        names = [f"{column}{part}" for column in columns for part in ("", " low", " high")]
-        writer.writerow(["steps ahead", *names])
-        for step, (forecast, low, high) in enumerate(
-            zip(future["forecast"], *future["band"], strict=True), start=1
-        ):
-            writer.writerow([step, *np.stack([forecast, low, high], axis=1).ravel().tolist()])
+    names = [f"{column}{part}" for column in columns for part in ("", " low", " high")]
+    steps = zip(future["forecast"], *future["band"], strict=True)
+    rows = [
+        [number, *np.stack([forecast, low, high], axis=1).ravel().tolist()]
+        for number, (forecast, low, high) in enumerate(steps, start=1)
+    ]
+    write_csv(path, [["steps ahead", *names], *rows])

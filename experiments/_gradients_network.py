@@ -16,6 +16,7 @@ from experiments._problems import Problem
 from experiments._report import InputError
 from experiments.data.files import read_bytes
 from jaxrnn import Activation, Initializer, Layer, Params, dense, stack, vanilla_rnn
+from jaxrnn.files import write_atomically
 
 FILE = "network.npz"
 ACTIVATIONS: dict[str, Activation] = {
@@ -57,10 +58,9 @@ def _name(params: Params) -> dict[str, Any]:
 def save(path: Path, kind: Kind, params: Params) -> None:
     """Write the network, whole or not at all."""
     arrays: dict[str, Any] = jax.tree.map(np.asarray, _name(params))
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        np.savez(file, activation=kind.activation, **arrays)
-    partial.replace(path)
+    contents = io.BytesIO()
+    np.savez(contents, activation=kind.activation, **arrays)
+    write_atomically(path, contents.getvalue())
 
 
 def read_network(path: Path, problem: Problem) -> tuple[Kind, Params]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -24,6 +25,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+
+from jaxrnn.files import write_atomically
 
 _PIPE_WIDTH = 118
 _CONFIG_FILE = "config.json"
@@ -137,9 +140,8 @@ def write_config(folder: Path, config: RunConfig) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--folder {folder}: {error.strerror}") from None
-    partial = folder / f"{_CONFIG_FILE}.partial"
-    partial.write_bytes(TypeAdapter(type(config)).dump_json(config, indent=1) + b"\n")
-    partial.replace(folder / _CONFIG_FILE)
+    contents = TypeAdapter(type(config)).dump_json(config, indent=1) + b"\n"
+    write_atomically(folder / _CONFIG_FILE, contents)
 
 
 def read_config(folder: Path, kind: type[RunConfig]) -> RunConfig:
@@ -157,11 +159,9 @@ def write_run(folder: Path, config: RunConfig, result: Result) -> None:
     """Write config.json, metrics.json and findings.csv."""
     write_config(folder, config)
     write_json(folder / "metrics.json", result.data)
-    with (folder / "findings.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["name", "claim", "criterion", "measured", "verdict"])
-        for finding in result.findings:
-            writer.writerow([*finding[:4], finding.verdict])
+    header = ["name", "claim", "criterion", "measured", "verdict"]
+    findings = [[*finding[:4], finding.verdict] for finding in result.findings]
+    write_csv(folder / "findings.csv", [header, *findings])
 
 
 def print_findings(console: Console, title: str, findings: Sequence[Finding]) -> None:
@@ -182,9 +182,14 @@ def print_findings(console: Console, title: str, findings: Sequence[Finding]) ->
 
 def write_json(path: Path, value: Any) -> None:
     """Write measurements as JSON, whole or not at all."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(value, indent=1, default=_plain) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_atomically(path, (json.dumps(value, indent=1, default=_plain) + "\n").encode())
+
+
+def write_csv(path: Path, rows: Iterable[Iterable[Any]]) -> None:
+    """Write a table as CSV, whole or not at all."""
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    write_atomically(path, text.getvalue().encode())
 
 
 def _plain(value: Any) -> Any:

@@ -59,6 +59,7 @@ from jaxrnn import (
     stack,
     vanilla_rnn,
 )
+from jaxrnn.files import write_atomically
 
 _MARK = 1.60  # nats a character
 _TEST_STREAMS = 16
@@ -304,7 +305,7 @@ def plot(data: Data, folder: Path) -> None:
     """Draw the training and a page of the held-out text; write the samples."""
     rule = "\n\n" + "-" * 80 + "\n\n"
     samples = rule.join(data["prompt"] + sample for sample in data["samples"])
-    (folder / "samples.txt").write_text(samples + "\n", encoding="utf-8")
+    write_atomically(folder / "samples.txt", (samples + "\n").encode())
     with saved_figure(folder / "text.png", (8.0, 6.5)) as figure:
         top, bottom = figure.subplots(2, 1, height_ratios=(3, 2))
         curves = data["network"]["curves"]

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.export import is_symbolic_dim
 
 from jaxrnn._types import Array
 
@@ -45,13 +46,17 @@ class Plan(NamedTuple):
 
 def plan_chunks(h0: Array, num_steps: int, chunk_size: int | None, remat: bool) -> Plan:
     """The chunks of an unrolled sequence, as `jaxrnn.unroll` documents them; h0 [*B, H]."""
+    unknown = is_symbolic_dim(num_steps)  # ``jax.export`` compares no size with it
+    if unknown:
+        return Plan(num_steps, 1)
     if chunk_size is not None:
         return Plan(min(chunk_size, max(num_steps, 1)), 1)
     whole = max(num_steps, 1)
     if remat:
         return Plan(_even_chunk(whole, math.isqrt(whole)), 1)
     step_bytes = h0.size * h0.dtype.itemsize
-    if jax.default_backend() != "cpu" or step_bytes * num_steps <= _WHOLE_BYTES:
+    unknown = is_symbolic_dim(step_bytes)  # the batch
+    if jax.default_backend() != "cpu" or unknown or step_bytes * num_steps <= _WHOLE_BYTES:
         return Plan(whole, 1)
     if step_bytes >= _STRAIGHT_BYTES and h0.shape[-1] <= _STRAIGHT_UNITS:
         size = _even_chunk(whole, _STRAIGHT_STEPS)

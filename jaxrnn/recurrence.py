@@ -78,7 +78,7 @@ def unroll(
       reverse: run from the last step to the first. Outputs stay in input order.
       chunk_size: steps a chunk. Chunks change memory traffic only, never the result. By default, on
         a CPU, states of up to 4 MiB stay one chunk, and larger ones are cut into chunks of about
-        1.5 MiB; on accelerators there is one chunk.
+        1.5 MiB; on accelerators there is one chunk, and where T is symbolic (``jax.export``).
       remat: recompute a chunk's states in the backward pass, so that only the states between chunks
         are stored. The default chunk then has about sqrt(T) steps, which stores least.
 

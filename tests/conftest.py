@@ -1,11 +1,24 @@
 """Strictness for every test: no silent promotion of dtype or rank, and no warning is let by."""
 
+import os
+import random
+
 import jax
 import pytest
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+os.environ.setdefault("SOAK_SEED", str(random.SystemRandom().randrange(2**32)))  # for all workers
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if (
+        "soak" in (config.getoption("markexpr") or "").split()
+        and "not" not in config.option.markexpr
+    ):
+        terminalreporter.write_line(f"SOAK_SEED={os.environ['SOAK_SEED']}")
 
 
 @pytest.fixture

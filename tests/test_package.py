@@ -13,14 +13,31 @@ from pathlib import Path
 import pytest
 
 import jaxrnn
+import jaxrnn.files
+import jaxrnn.interop.flax
+import jaxrnn.interop.haiku
+import jaxrnn.interop.keras
+import jaxrnn.interop.onnx
+import jaxrnn.interop.safetensors
+import jaxrnn.interop.torch
 
 PACKAGE = Path(jaxrnn.__file__).parent
 MODULES = sorted(module.name for module in pkgutil.walk_packages([str(PACKAGE)]))
+FORMATS = [
+    getattr(jaxrnn.interop, name)
+    for name in ("flax", "haiku", "keras", "onnx", "safetensors", "torch")
+]
 PUBLIC = [
     *(getattr(jaxrnn, name) for name in jaxrnn.__all__),
     *(
         value
-        for module in (jaxrnn.diagnostics, jaxrnn.initializers, jaxrnn.sharding)
+        for module in (
+            jaxrnn.diagnostics,
+            jaxrnn.files,
+            jaxrnn.initializers,
+            jaxrnn.sharding,
+            *FORMATS,
+        )
         for name, value in vars(module).items()
         if not name.startswith("_")
     ),
@@ -46,12 +63,16 @@ changed = [name for name, value in jax.config.values.items() if before.get(name)
 started = xla_bridge.backends_are_initialized()
 new = sorted(set(sys.modules) - modules)
 jax.devices()
+core = sorted(sys.modules)
+import jaxrnn.files
+from jaxrnn.interop import flax, haiku, keras, onnx, safetensors, torch
 print(json.dumps({
     "changed": changed,
     "started": started,
     "started by jax.devices": xla_bridge.backends_are_initialized(),
     "new": new,
-    "modules": sorted(sys.modules),
+    "modules": core,
+    "with formats": sorted(sys.modules),
 }))
 """
 
@@ -81,6 +102,12 @@ def test_importing_brings_the_core_dependencies_alone(imported):
     tops = {name.split(".")[0] for name in imported["modules"]}
     others = {"flax", "matplotlib", "pandas", "rich", "statsmodels", "torch", "tyro", "onnx"}
     assert not tops & others
+
+
+def test_importing_the_formats_imports_no_framework(imported):
+    tops = {name.split(".")[0] for name in imported["with formats"]}
+    assert "jaxrnn.interop.torch" in imported["with formats"]
+    assert not tops & {"flax", "haiku", "keras", "onnx", "safetensors", "tensorflow", "torch"}
 
 
 # Names

@@ -3,20 +3,29 @@
 import re
 from pathlib import Path
 
-import jax
 import pytest
+
+from tests.checks import assert_identical
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_example_runs_as_printed_and_learns(capsys):
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+@pytest.mark.usefixtures("as_on_the_command_line")
+def test_the_examples_run_as_printed_and_learn_and_lose_nothing(capsys, tmp_path, monkeypatch):
+    example, weights = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len([line for line in example.splitlines() if line.strip()]) <= 15
-    with jax.numpy_dtype_promotion("standard"), jax.enable_x64(False):  # optax mixes dtypes
-        exec(compile(example, "README.md", "exec"), {})
+    names = {}
+    exec(compile(example, "README.md", "exec"), names)
     first, last = (float(word) for word in capsys.readouterr().out.split())
     assert last < first / 10
+    pytest.importorskip("onnx")
+    pytest.importorskip("safetensors")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(weights, "README.md", "exec"), names)
+    assert_identical(names["params"], names["state"].params)
+    assert [path.name for path in tmp_path.iterdir()] == ["rnn.safetensors"]
+    assert [value.name for value in names["model"].graph.input] == ["xs", "lengths"]
 
 
 def test_the_gate_runs_the_readme_s_test_command():

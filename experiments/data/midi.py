@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 
 from experiments.data.piano_rolls import LOWEST, import_extra
+from jaxrnn.files import write_atomically
 
 _TICKS_A_FRAME = 480  # a frame is a quarter note
 _VELOCITY = 72
@@ -35,4 +37,6 @@ def write_midi(path: Path, roll: np.ndarray, beats_a_minute: float = 80.0) -> No
                 track.append(message)
                 last = frame
     track.append(mido.MetaMessage("end_of_track", time=(len(roll) - last) * _TICKS_A_FRAME))
-    mido.MidiFile(ticks_per_beat=_TICKS_A_FRAME, tracks=[track]).save(path)
+    contents = io.BytesIO()
+    mido.MidiFile(ticks_per_beat=_TICKS_A_FRAME, tracks=[track]).save(file=contents)
+    write_atomically(path, contents.getvalue())

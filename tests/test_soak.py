@@ -1,0 +1,274 @@
+"""The properties of `unroll` over many drawn networks, sequences, marks and options.
+
+The test suite draws a few examples of each property; `pytest -m soak` draws 1,000 of each, from
+seeds of its own that it prints (`SOAK_SEED=N pytest -m soak` repeats a run).
+"""
+
+import functools
+import os
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import strategies as st
+
+import jaxrnn
+from tests import oracle
+from tests.checks import JAX_ACTIVATIONS, assert_close, assert_identical
+
+FEW, MANY = 3, 1000
+DTYPES = {"bfloat16": jnp.bfloat16, "float16": jnp.float16, "float32": jnp.float32}
+
+
+class Case(NamedTuple):
+    """What an example draws; arrays follow from `seed`."""
+
+    seed: int
+    steps: int
+    batch: int
+    inputs: int
+    units: int
+    bias: bool
+    learned: bool  # the initial state
+    mask: str
+    marked: bool  # resets
+    activation: str
+    reverse: bool
+    chunk_size: int | None
+    remat: bool
+
+    @property
+    def options(self):
+        return {
+            "activation": JAX_ACTIVATIONS[self.activation],
+            "reverse": self.reverse,
+            "chunk_size": self.chunk_size,
+            "remat": self.remat,
+        }
+
+
+cases = st.builds(
+    Case,
+    seed=st.integers(0, 2**32 - 1),
+    steps=st.sampled_from([0, 1, 2, 5, 9]),
+    batch=st.sampled_from([0, 1, 3]),
+    inputs=st.sampled_from([1, 3]),
+    units=st.sampled_from([1, 4]),
+    bias=st.booleans(),
+    learned=st.booleans(),
+    mask=st.sampled_from(["none", "any", "lengths"]),
+    marked=st.booleans(),
+    activation=st.sampled_from(sorted(JAX_ACTIVATIONS)),
+    reverse=st.booleans(),
+    chunk_size=st.sampled_from([None, 1, 3, 5]),
+    remat=st.booleans(),
+)
+
+
+def soak(prove):
+    """A test of a few examples, and of many where the marker `soak` is chosen."""
+
+    @pytest.mark.parametrize("examples", [FEW, pytest.param(MANY, marks=pytest.mark.soak)])
+    def test(examples):
+        @seed(int(os.environ["SOAK_SEED"]) if examples == MANY else 0)
+        @settings(
+            max_examples=examples,
+            deadline=None,
+            database=None,
+            suppress_health_check=[HealthCheck.too_slow],
+        )
+        @given(case=cases)
+        def run(case):
+            prove(case, *draw(case))
+
+        run()
+        jax.clear_caches()
+
+    test.__name__ = prove.__name__
+    return test
+
+
+def draw(case, dtype=jnp.float64):
+    """((params, h0, xs), mask, resets, cotangents), with W of norm 1 at most: then no rounding
+    error grows from step to step."""
+    rng = np.random.default_rng(case.seed)
+    shape = (case.steps, case.batch)
+
+    def normal(*shape):
+        return jnp.asarray(rng.normal(size=shape), dtype)
+
+    w_hh = rng.normal(size=(case.units, case.units))
+    params = jaxrnn.RNNParams(
+        w_ih=normal(case.units, case.inputs),
+        w_hh=jnp.asarray(w_hh / max(1.0, np.linalg.norm(w_hh, 2)), dtype),
+        b=normal(case.units) if case.bias else None,
+        h0=normal(case.units) if case.learned else None,
+    )
+    lengths = rng.integers(0, case.steps + 1, case.batch)
+    mask = {
+        "none": None,
+        "any": jnp.asarray(rng.random(shape) < 0.7),
+        "lengths": jnp.asarray(np.arange(case.steps)[:, None] < lengths),
+    }[case.mask]
+    resets = jnp.asarray(rng.random(shape) < 0.25) if case.marked else None
+    arguments = (params, normal(case.batch, case.units), normal(*shape, case.inputs))
+    cotangents = (normal(case.batch, case.units), normal(*shape, case.units))
+    return arguments, mask, resets, cotangents
+
+
+@functools.partial(jax.jit, static_argnames=("function", "options"))
+def _run(function, options, arguments, mask, resets, cotangents):
+    def of_arguments(arguments):
+        return function(*arguments, mask=mask, resets=resets, **dict(options))
+
+    outputs, pull = jax.vjp(of_arguments, arguments)
+    return outputs, pull(cotangents)[0]
+
+
+def both(arguments, mask, resets, cotangents, function=jaxrnn.unroll, **options):
+    """(outputs, gradients)."""
+    return _run(function, tuple(options.items()), arguments, mask, resets, cotangents)
+
+
+def terms(case):
+    """The most terms that are summed into an entry."""
+    return max(1, case.steps * case.batch * (case.units + case.inputs))
+
+
+def complete(mask, resets, case):
+    """Marks where there are none, as NumPy arrays."""
+    shape = (case.steps, case.batch)
+    mask = np.ones(shape, bool) if mask is None else np.asarray(mask)
+    return mask, np.zeros(shape, bool) if resets is None else np.asarray(resets)
+
+
+@soak
+def test_values_and_gradients_are_the_oracle_s(case, arguments, mask, resets, cotangents):
+    (h_last, hs), (gp, gh0, gxs) = both(arguments, mask, resets, cotangents, **case.options)
+    params, h0, xs = jax.tree.map(np.asarray, arguments)
+    zeros = np.zeros(case.units)
+    p = {n: zeros if value is None else value for n, value in params._asdict().items()}
+    marks = complete(mask, resets, case)
+    expected_last, expected_hs, tape = oracle.forward(
+        p, h0, xs, *marks, case.reverse, case.activation
+    )
+    expected, expected_h0, expected_xs = oracle.backward(
+        p, xs, tape, case.activation, *map(np.asarray, cotangents)
+    )
+    gradients = {n: value for n, value in gp._asdict().items() if value is not None}
+    assert_close(
+        ((h_last, hs), gradients, gh0, gxs),
+        (
+            (expected_last, expected_hs),
+            {name: expected[name] for name in gradients},
+            expected_h0,
+            expected_xs,
+        ),
+        length=terms(case),
+    )
+
+
+@soak
+def test_what_stands_in_masked_inputs_changes_no_bit(case, arguments, mask, resets, cotangents):
+    params, h0, xs = arguments
+    masked = np.zeros(xs.shape[:2], bool) if mask is None else ~np.asarray(mask)
+    values = np.random.default_rng(case.seed).choice([np.nan, np.inf, -np.inf, 1e300], xs.shape)
+    poisoned = jnp.where(masked[..., None], values, xs)
+    got = both((params, h0, poisoned), mask, resets, cotangents, **case.options)
+    assert_identical(got, both(arguments, mask, resets, cotangents, **case.options))
+
+
+@soak
+def test_pieces_end_where_the_whole_does(case, arguments, mask, resets, cotangents):
+    params, state, xs = arguments
+    resets = None if case.reverse else resets  # a piece sees no mark in the piece after it
+    expected = jaxrnn.unroll(*arguments, mask=mask, resets=resets, **case.options)
+    cuts = np.sort(np.random.default_rng(case.seed).integers(0, case.steps + 1, 2))
+    pieces = np.split(np.arange(case.steps), cuts)
+    outputs = []
+    for steps in pieces[::-1] if case.reverse else pieces:
+        piece = slice(steps[0], steps[-1] + 1) if steps.size else slice(0, 0)
+        marks = [None if marks is None else marks[piece] for marks in (mask, resets)]
+        state, ys = jaxrnn.unroll(
+            params, state, xs[piece], mask=marks[0], resets=marks[1], **case.options
+        )
+        outputs.append(ys)
+    whole = jnp.concatenate(outputs[::-1] if case.reverse else outputs)
+    assert_close((state, whole), expected, length=terms(case))
+
+
+@soak
+def test_mapping_is_batching(case, arguments, mask, resets, cotangents):
+    def one(h0, xs, mask, resets, cotangents):
+        return both((arguments[0], h0, xs), mask, resets, cotangents, **case.options)
+
+    if not case.batch:
+        return
+    axes = (0, 1, None if mask is None else 1, None if resets is None else 1, (0, 1))
+    mapped = jax.vmap(one, axes, ((0, 1), 0))
+    (h_last, hs), (gp, gh0, gxs) = mapped(*arguments[1:], mask, resets, cotangents)
+    got = ((h_last, hs), (jax.tree.map(lambda g: g.sum(0), gp), gh0, jnp.swapaxes(gxs, 0, 1)))
+    expected = both(arguments, mask, resets, cotangents, **case.options)
+    assert_close(got, expected, length=terms(case))
+
+
+@soak
+def test_mapping_over_networks_is_a_loop_over_them(case, arguments, mask, resets, cotangents):
+    networks = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf / 2, -leaf]), arguments)
+    mapped = jax.vmap(lambda one: both(one, mask, resets, cotangents, **case.options))(networks)
+    for index in range(3):
+        one = jax.tree.map(lambda leaf, i=index: leaf[i], networks)
+        expected = both(one, mask, resets, cotangents, **case.options)
+        got = jax.tree.map(lambda leaf, i=index: leaf[i], mapped)
+        assert_close(got, expected, length=terms(case))
+
+
+@soak
+def test_reverse_is_forward_over_each_sequence_turned_round(
+    case, arguments, mask, resets, cotangents
+):
+    del resets  # which belong to the inputs, not to the direction: the oracle's property
+    params, h0, xs = arguments
+    options = case.options | {"reverse": True}
+    got = both(arguments, mask, None, cotangents, **options)
+    turned = None if mask is None else mask[::-1]
+    options["reverse"] = False
+    (h_last, hs), (gp, gh0, gxs) = both(
+        (params, h0, xs[::-1]), turned, None, (cotangents[0], cotangents[1][::-1]), **options
+    )
+    assert_close(got, ((h_last, hs[::-1]), (gp, gh0, gxs[::-1])), length=terms(case))
+
+
+@soak
+def test_a_masked_sequence_is_the_sequence_of_its_steps_taken(
+    case, arguments, mask, resets, cotangents
+):
+    del cotangents
+    params, h0, xs = arguments
+    taken, marks = complete(mask, resets, case)
+    h_last, hs = jaxrnn.unroll(*arguments, mask=mask, resets=resets, **case.options)
+    for row in range(case.batch):
+        steps = np.flatnonzero(taken[:, row])
+        alone = jaxrnn.unroll(
+            params, h0[row], xs[steps, row], resets=jnp.asarray(marks[steps, row]), **case.options
+        )
+        assert_close((h_last[row], hs[steps, row]), alone, length=terms(case))
+        assert_identical(hs[~taken[:, row], row], np.zeros((case.steps - len(steps), case.units)))
+
+
+@soak
+def test_each_dtype_is_kept_and_as_near_as_it_can_be(case, arguments, mask, resets, cotangents):
+    smooth = case._replace(activation="tanh" if case.activation == "relu" else case.activation)
+    for dtype in DTYPES.values():
+        given, given_cotangents = jax.tree.map(
+            lambda leaf, dtype=dtype: leaf.astype(dtype), (arguments, cotangents)
+        )
+        got = both(given, mask, resets, given_cotangents, **smooth.options)
+        assert {leaf.dtype for leaf in jax.tree.leaves(got)} == {jnp.dtype(dtype)}
+        exact = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), (given, given_cotangents))
+        options = {name: smooth.options[name] for name in ("activation", "reverse")}
+        expected = both(exact[0], mask, resets, exact[1], function=jaxrnn.unroll_plain, **options)
+        assert_close(got, expected, length=terms(case))
