@@ -175,7 +175,9 @@ def residual(layer: Layer) -> Layer:
 def chunked(layer: Layer, size: int, *, remat: bool = False, stop_gradient: bool = False) -> Layer:
     """Unroll a layer, or a whole network with its readout, in chunks of `size` steps.
 
-    The results are the layer's own. The last chunk is shorter where `size` does not divide T.
+    The results are the layer's own. The last chunk is shorter where `size` does not divide T. Where
+    only the last state of a compiled call is used, a deep network in chunks needs no memory that
+    grows with T but that of its inputs.
 
     Args:
       layer: a causal layer.

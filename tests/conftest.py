@@ -14,10 +14,7 @@ os.environ.setdefault("SOAK_SEED", str(random.SystemRandom().randrange(2**32))) 
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    if (
-        "soak" in (config.getoption("markexpr") or "").split()
-        and "not" not in config.option.markexpr
-    ):
+    if config.option.markexpr == "soak":
         terminalreporter.write_line(f"SOAK_SEED={os.environ['SOAK_SEED']}")
 
 

@@ -393,6 +393,25 @@ def test_only_the_states_are_stored_for_the_backward_pass(key):
     assert len(stored) <= 2  # the states, and the states before
 
 
+def test_asking_for_the_last_state_alone_needs_memory_that_does_not_grow_with_the_length(key):
+    net = jaxrnn.chunked(
+        jaxrnn.stack(jaxrnn.vanilla_rnn(D, 64), jaxrnn.vanilla_rnn(64, 64), jaxrnn.dense(64, 1)), 128
+    )
+    layer = jaxrnn.vanilla_rnn(D, 64)
+
+    def temporary_bytes(layer, steps):
+        params = layer.init(key)
+        xs = jax.ShapeDtypeStruct((steps, 8, D), jnp.float32)
+        last = jax.jit(lambda params, xs: layer.unroll(params, None, xs)[0])
+        return last.lower(params, xs).compile().memory_analysis().temp_size_in_bytes
+
+    for network in (layer, net):
+        short, long = (temporary_bytes(network, steps) for steps in (4096, 16384))
+        inputs = 4 * 8 * D * (16384 - 4096)
+        assert long - short <= inputs  # of which there may be a copy, and nothing else
+        assert inputs < short
+
+
 def test_hessian_jacfwd_and_vmap_of_grad_through_a_masked_reversed_stack(key):
     net = jaxrnn.stack(
         jaxrnn.vanilla_rnn(1, 3, dtype=jnp.float64), jaxrnn.vanilla_rnn(3, 2, dtype=jnp.float64)
