@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 from experiments._figures import BLACK, BLUE, GREY, SERIES, VERMILION, saved_figure, say
 from experiments._problems import PROBLEMS
@@ -69,7 +70,7 @@ def _plot_before_and_after(data: Data, path: Path) -> None:
                 )
             factors.append(ends[1] / ends[0])
         left.set_yticks(range(len(groups)), [_TITLES[name] for name in reversed(groups)])
-        left.set(xscale="log", xlim=(1, 1e6), xlabel="longest length solved")
+        left.set(xscale="log", xlim=(1, 3e5), xlabel="longest length solved")
         left.grid(visible=False, axis="y")
         _draw_gradients(right, groups)
         say(
@@ -83,19 +84,27 @@ def _plot_before_and_after(data: Data, path: Path) -> None:
 
 def _draw_gradients(axes: Axes, groups: dict[str, dict[str, Data]]) -> None:
     """Gradient norms by lag of the default network and of the best, before and after training."""
+    ends: dict[tuple[str, int, int], list[str]] = {}
     for problem, entries in groups.items():
-        best = find_best(entries)
-        for colour, name in ((BLUE, DEFAULT), (VERMILION, best)):
+        for colour, name in ((BLUE, DEFAULT), (VERMILION, find_best(entries))):
             rung = entries[name]["rungs"][-1]
             for when, style in (("before", ":"), ("after", "-")):
                 logs = np.mean(np.asarray(rung[f"norms_{when}"]), axis=0) / _LN10
                 axes.plot(rung["lags"], logs, ls=style, color=colour, lw=1.3, alpha=0.8)
-            axes.annotate(f" {problem}", (rung["lags"][-1], logs[-1]), fontsize=8, color=colour)
+            ends.setdefault((colour, rung["lags"][-1], round(logs[-1])), []).append(
+                _TITLES[problem]
+            )
+    for (colour, lag, value), problems in ends.items():
+        axes.annotate(" " + ", ".join(problems), (lag, value), fontsize=8, color=colour)
     for colour, label in ((BLUE, "lecture"), (VERMILION, "best")):
         for style, when in ((":", "before"), ("-", "after")):
             axes.plot([], [], ls=style, color=colour, label=f"{label}, {when} training")
     axes.axhline(0, color=GREY, lw=0.8)
     axes.set(xscale="log", xlabel="lag k", ylabel="gradient norm by lag (power of ten)")
+    axes.set_yscale("symlog", linthresh=1)
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.set_xlim(right=9 * max(lag for _, lag, _ in ends))
+    axes.set_ylim(top=max(0.5, 2 * max(np.max(line.get_ydata(), initial=0) for line in axes.lines)))
     axes.legend(loc="lower left")
 
 
@@ -148,6 +157,7 @@ def _plot_lengths(data: Data, path: Path) -> None:
             axes.axhline(1, color=GREY, lw=0.8)
             axes.set(xscale="log", yscale="log", title=_TITLES[problem], ylim=(5e-5, 20))
             axes.set(xlabel="length", ylabel="loss / loss without memory")
+            axes.xaxis.set_minor_formatter(NullFormatter())  # which names them within a decade
         for axes in panels[len(groups) :]:
             axes.set_visible(False)
         handles = [panels[0].plot([], [], **styles[name])[0] for name in names]

@@ -167,7 +167,7 @@ RECIPES = {
             _switches,
             optimizer=_rates_by_part(1e-2, 2e-3, 1e-2),
             clip=0.02,
-            passes=5,
+            passes=10,
             least=1 / 4,
             grows=True,
             mixes=True,

@@ -61,18 +61,18 @@ from jaxrnn import (
 
 _LENGTHS = {
     "latch": (10, 20, 50, 100, 200, 500, 1000, 3000, 10000),
-    "order": (20, 35, 50, 75, 100, 150, 200, 500, 1000),
+    "order": (20, 35, 50, 100, 150, 200, 500, 1000),
     "adding": (25, 50, 100, 200, 400, 600),
     "copy": (10, 20, 50, 100, 200, 500, 1000, 2000),
 }
 _STEPS = {
     "latch": (1000, 200_000),
-    "order": (1500, 300_000),
+    "order": (2500, 600_000),
     "adding": (2000, 1_200_000),
     "copy": (1000, 200_000),
 }
 _QUICK_LENGTHS = {"latch": (10, 20, 50, 200), "order": (20, 50, 200), "copy": (10, 20, 200)}
-_QUICK_STEPS = {"latch": (300, 60_000), "order": (1000, 200_000), "copy": (200, 40_000)}
+_QUICK_STEPS = {"latch": (300, 60_000), "order": (800, 80_000), "copy": (200, 40_000)}
 _QUICK_RECIPES = {"latch": "growing", "order": "switches", "copy": "small states"}
 _FAR = {"order": (200, 2000)}  # networks trained up to the one length are tested at the other
 _EXPLODING_LENGTH = 600

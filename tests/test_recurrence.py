@@ -395,7 +395,8 @@ def test_only_the_states_are_stored_for_the_backward_pass(key):
 
 def test_asking_for_the_last_state_alone_needs_memory_that_does_not_grow_with_the_length(key):
     net = jaxrnn.chunked(
-        jaxrnn.stack(jaxrnn.vanilla_rnn(D, 64), jaxrnn.vanilla_rnn(64, 64), jaxrnn.dense(64, 1)), 128
+        jaxrnn.stack(jaxrnn.vanilla_rnn(D, 64), jaxrnn.vanilla_rnn(64, 64), jaxrnn.dense(64, 1)),
+        128,
     )
     layer = jaxrnn.vanilla_rnn(D, 64)
 

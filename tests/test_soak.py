@@ -19,7 +19,7 @@ import jaxrnn
 from tests import oracle
 from tests.checks import JAX_ACTIVATIONS, assert_close, assert_identical
 
-FEW, MANY = 3, 1000
+FEW, MANY = 2, 1000
 DTYPES = {"bfloat16": jnp.bfloat16, "float16": jnp.float16, "float32": jnp.float32}
 
 
