@@ -18,6 +18,8 @@ import jaxrnn.interop
 from jaxrnn import dense, dropout, stack, vanilla_rnn
 from tests.checks import assert_close, assert_identical, random_like
 
+pytest.importorskip("flatbuffers")  # of the extra `interop`
+
 WRITE, READ = (
     textwrap.dedent(block)
     for block in re.findall(r"::\n\n(.*?)(?=\n\S|\Z)", jaxrnn.interop.__doc__, re.DOTALL)

@@ -2,9 +2,10 @@
 
 Programs
 --------
-A trained network `rnn` with its `params` can also leave as programs that need JAX alone to run, and
-neither this library nor Python code of yours. One takes a step of a stream, the other whole ragged
-sequences; the parameters are inside, the batch and the time are free (at least 1)::
+A trained network `rnn` with its `params` can also leave as programs that need JAX alone to run (and
+flatbuffers, which the extra `interop` installs), and neither this library nor Python code of yours.
+One takes a step of a stream, the other whole ragged sequences; the parameters are inside, the batch
+and the time are free (at least 1)::
 
     import jax
     import jax.numpy as jnp
