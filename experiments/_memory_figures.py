@@ -91,9 +91,9 @@ def _draw_gradients(axes: Axes, groups: dict[str, dict[str, Data]]) -> None:
             for when, style in (("before", ":"), ("after", "-")):
                 logs = np.mean(np.asarray(rung[f"norms_{when}"]), axis=0) / _LN10
                 axes.plot(rung["lags"], logs, ls=style, color=colour, lw=1.3, alpha=0.8)
-            ends.setdefault((colour, rung["lags"][-1], round(logs[-1])), []).append(
-                _TITLES[problem]
-            )
+            if np.isfinite(logs[-1]):
+                end = (colour, rung["lags"][-1], round(logs[-1]))
+                ends.setdefault(end, []).append(_TITLES[problem])
     for (colour, lag, value), problems in ends.items():
         axes.annotate(" " + ", ".join(problems), (lag, value), fontsize=8, color=colour)
     for colour, label in ((BLUE, "lecture"), (VERMILION, "best")):
@@ -103,8 +103,9 @@ def _draw_gradients(axes: Axes, groups: dict[str, dict[str, Data]]) -> None:
     axes.set(xscale="log", xlabel="lag k", ylabel="gradient norm by lag (power of ten)")
     axes.set_yscale("symlog", linthresh=1)
     axes.yaxis.set_major_formatter(ScalarFormatter())
-    axes.set_xlim(right=9 * max(lag for _, lag, _ in ends))
-    axes.set_ylim(top=max(0.5, 2 * max(np.max(line.get_ydata(), initial=0) for line in axes.lines)))
+    axes.set_xlim(right=9 * max((lag for _, lag, _ in ends), default=1))
+    top = max(np.max(line.get_ydata(), initial=0) for line in axes.lines)
+    axes.set_ylim(top=max(0.5, 2 * top))
     axes.legend(loc="lower left")
 
 

@@ -38,6 +38,7 @@ from jaxrnn import (
     Initializer,
     Key,
     Layer,
+    NonFiniteError,
     Params,
     clip_by_global_norm,
     diagnostics,
@@ -176,19 +177,20 @@ def _train(
         return problem.draw(key, config.length, config.batch_size)
 
     def report(state: Any, metrics: Data) -> None:
-        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params)):
-            raise InputError(
-                f"the parameters are not finite after {state.step} training steps; try a lower "
-                "--learning-rate or --gain"
-            )
         done = float(state.step) / config.train_steps
         progress(0.3 + 0.6 * done, f"training: loss {metrics['loss'][-1]:.4g}")
 
     optimizer = optax.chain(clip_by_global_norm(config.clip), optax.adam(config.learning_rate))
     state = init_train_state(params, optimizer, key)
     step = make_train_step(loss_fn, optimizer)
-    options: Any = {"steps_per_call": _STEPS_A_CALL, "callback": report}
-    return fit(step, state, make_batch, config.train_steps, **options)[0].params
+    options: Any = {"steps_per_call": _STEPS_A_CALL, "max_skipped": 1, "callback": report}
+    try:
+        return fit(step, state, make_batch, config.train_steps, **options)[0].params
+    except NonFiniteError as error:
+        raise InputError(
+            f"loss or gradient is not finite after {error.state.step} training steps; try a lower "
+            "--learning-rate or --gain"
+        ) from None
 
 
 def _aligning(steps: int) -> int:

@@ -33,7 +33,7 @@ PACKAGES = {
     "haiku": "haiku",
     "Keras": "keras",
     "torch": "torch",
-    "onnxruntime": "onnx",
+    "onnxruntime": "onnxruntime",
 }
 TINY = (
     *("--shapes", "6", "2", "3", "4", "--deep", "6", "2", "3", "4", "--layers", "2"),
@@ -50,7 +50,7 @@ def without_peers(monkeypatch):
     real = importlib.import_module
 
     def import_module(name):
-        if name.split(".", maxsplit=1)[0] in (*PACKAGES.values(), "onnxruntime"):
+        if name.split(".", maxsplit=1)[0] in (*PACKAGES.values(), "onnx"):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
         return real(name)
 

@@ -174,13 +174,15 @@ def test_training_ends_network_by_network_and_keeps_the_best(monkeypatch):
     def fake_advance(problem, recipe, length, batch_size, state, scale):
         calls.append(np.asarray(state.params))
         scales.append(scale)
-        return state._replace(params=state.params + 1, opt_state={"m": state.params + 1})
+        after = state._replace(params=state.params + 1, opt_state={"m": state.params + 1})
+        return after, np.array([1, 2, 3])
 
     monkeypatch.setattr(_climbing, "evaluate", fake_evaluate)
     monkeypatch.setattr(_climbing, "_advance", fake_advance)
     state = TrainState(jnp.zeros(3, jnp.int32), jnp.zeros(3), {"m": jnp.zeros(3)}, keys(3))
     every, effort = _climbing._STEPS_A_CALL, Effort(10**6, 5 * 8 * _climbing._STEPS_A_CALL, 1, 1)
-    after, steps = _climbing._train(PROBLEMS["latch"], TINY, 5, effort, state)
+    after, steps, skipped = _climbing._train(PROBLEMS["latch"], TINY, 5, effort, state)
+    np.testing.assert_array_equal(skipped, [1 * 2, 2 * 4, 3 * 8])  # in those calls
     np.testing.assert_array_equal(after.params, [0, 2, 1])
     np.testing.assert_array_equal(after.opt_state["m"], [0, 2, 1])
     np.testing.assert_array_equal(steps, every * np.array([2, 4, 8]))  # until the third pass
@@ -200,7 +202,7 @@ def test_a_climb_ends_where_fewer_than_half_solve_and_grows_from_the_length_befo
     def train(problem, recipe, length, effort, state):
         given.append(state.params)
         longer = jax.tree.map(lambda leaf: leaf + 1, state.params)
-        return state._replace(params=longer), np.array([length, 0])
+        return state._replace(params=longer), np.array([length, 0]), np.array([0, length])
 
     monkeypatch.setattr(_climbing, "_train", train)
     monkeypatch.setattr(_climbing, "evaluate", lambda *how: (np.zeros(2), np.array(right[how[2]])))
@@ -211,6 +213,7 @@ def test_a_climb_ends_where_fewer_than_half_solve_and_grows_from_the_length_befo
     solved = [rung["solved"].tolist() for rung in rungs]
     assert solved == [[True, True], [True, False], [False, False]]
     assert [rung["steps"][0] for rung in rungs] == [5, 6, 7]
+    assert [rung["skipped"][1] for rung in rungs] == [5, 6, 7]
     fresh = start(problem, 2)
     for place, params in enumerate(given):
         added = place if grows else 0
