@@ -72,7 +72,7 @@ _STEPS = {
     "copy": (1000, 200_000),
 }
 _QUICK_LENGTHS = {"latch": (10, 20, 50, 200), "order": (20, 50, 200), "copy": (10, 20, 200)}
-_QUICK_STEPS = {"latch": (300, 60_000), "order": (800, 80_000), "copy": (200, 40_000)}
+_QUICK_STEPS = {"latch": (300, 60_000), "order": (1000, 160_000), "copy": (200, 40_000)}
 _QUICK_RECIPES = {"latch": "growing", "order": "switches", "copy": "small states"}
 _FAR = {"order": (200, 2000)}  # networks trained up to the one length are tested at the other
 _EXPLODING_LENGTH = 600
