@@ -19,7 +19,7 @@ LossFn = Callable[[Params, Any, Key], tuple[Array, Metrics]]
 class TrainState(NamedTuple):
     """All that the next training step depends on.
 
-    step: int32 scalar, the number of steps (updates) taken. params: the caller's pytree.
+    step: int32 scalar, the number of steps, skipped ones too. params: the caller's pytree.
     opt_state: optax's. key: the run's random key; it never changes, and each step folds its number
     into it, so that a run resumed from a saved state repeats what it would have done.
     carry: what truncated back-propagation takes from window to window, the recurrent states.
