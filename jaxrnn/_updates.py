@@ -74,6 +74,7 @@ def step_keys(state: TrainState) -> tuple[Key, Key]:
 
 
 def check_loss(result: Any) -> None:
+    """Refuse what is not a scalar floating-point loss with a dict of metrics."""
     if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], Mapping):
         kinds = result if isinstance(result, tuple) else (result,)
         got = ", ".join(type(part).__name__ for part in kinds)
@@ -84,6 +85,7 @@ def check_loss(result: Any) -> None:
 
 
 def check_optimizer(optimizer: Any) -> None:
+    """Refuse what is not an optax transformation."""
     if not isinstance(optimizer, optax.GradientTransformation):
         raise TypeError(
             f"optimizer is a {type(optimizer).__name__}, expected an optax.GradientTransformation"

@@ -219,13 +219,7 @@ def fit(
         if not _is_traced(metrics):
             in_a_row = _count_skipped(metrics, in_a_row)
             if max_skipped is not None and in_a_row >= max_skipped:
-                raise NonFiniteError(
-                    f"the last {in_a_row} steps were skipped, their loss, gradient or update not "
-                    f"being finite (max_skipped is {max_skipped}); the parameters of the last good "
-                    "update are in this error's state",
-                    state,
-                    _concatenate(history),
-                )
+                raise _too_many_skipped(in_a_row, state, history)
     return state, _concatenate(history)
 
 
@@ -285,6 +279,14 @@ def _count_skipped(metrics: Metrics, before: int) -> int:
     others = tuple(range(1, skipped.ndim))  # networks, and windows of a step, if there are any
     updated = np.flatnonzero(~(skipped.all(axis=others) & skipped.any(axis=others)))
     return len(skipped) - 1 - int(updated[-1]) if updated.size else before + len(skipped)
+
+
+def _too_many_skipped(in_a_row: int, state: TrainState, history: list[Metrics]) -> NonFiniteError:
+    message = (
+        f"the last {in_a_row} steps were skipped, their loss, gradient or update not being finite; "
+        "the parameters of the last good update are in this error's state (see max_skipped)"
+    )
+    return NonFiniteError(message, state, _concatenate(history))
 
 
 def _concatenate(history: list[Metrics]) -> Metrics:

@@ -33,7 +33,7 @@ def parts_of(params: Params) -> list[Part]:
     Raises:
       TypeError: an entry is anything else. ValueError: parameters do not fit together.
     """
-    entries = params if _is_stack(params) else (params,)
+    entries = params if type(params) is tuple else (params,)
     parts: list[Part] = []
     for position, entry in enumerate(entries):
         if isinstance(entry, tuple) and not entry:
@@ -132,10 +132,6 @@ def is_pair(entry: Any) -> bool:
         and all(isinstance(one, RNNParams) for one in entry)
         and entry[0].w_ih.shape[1:] == entry[1].w_ih.shape[1:]
     )
-
-
-def _is_stack(params: Params) -> bool:
-    return type(params) is tuple
 
 
 def _named(name: str, params: RNNParams) -> RNNParams:
