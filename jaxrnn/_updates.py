@@ -8,12 +8,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
 from jaxrnn._checks import check_floating, check_shape
 from jaxrnn._types import Array, Key, Params
 
 Metrics = dict[str, Array]
 LossFn = Callable[[Params, Any, Key], tuple[Array, Metrics]]
+WindowLossFn = Callable[[Params, Any, Any, Key], tuple[Array, tuple[Any, Metrics]]]
+TrainStep = Callable[["TrainState", Any], tuple["TrainState", Metrics]]
 
 
 class TrainState(NamedTuple):
@@ -30,6 +33,74 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
     key: Key
     carry: Any = None
+
+
+def make_update(
+    loss_fn: WindowLossFn,
+    optimizer: optax.GradientTransformation,
+    average: Callable[[Any, Any], Any] | None = None,
+) -> TrainStep:
+    """One update of the parameters. `average` is what devices that share it make of ``((loss,
+    metrics, gradients), batch)``, each with its part of the batch."""
+    check_optimizer(optimizer)
+    value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+
+    def update(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        key_loss = step_keys(state)[1]
+        (loss, (carry, metrics)), grads = value_and_grad(state.params, state.carry, batch, key_loss)
+        if average is not None:
+            loss, metrics, grads = average((loss, metrics, grads), batch)
+        return update_or_skip(optimizer, state, loss, grads, carry, metrics)
+
+    return update
+
+
+def without_carry(loss_fn: LossFn) -> WindowLossFn:
+    """`loss_fn` as a loss that hands its carry on as it is, with its result checked."""
+
+    def loss_of_window(
+        params: Params, carry: Any, batch: Any, key: Key
+    ) -> tuple[Array, tuple[Any, Metrics]]:
+        result = loss_fn(params, batch, key)
+        check_loss(result)
+        loss, metrics = result
+        return loss, (carry, metrics)
+
+    return loss_of_window
+
+
+def with_carry(loss_fn: WindowLossFn) -> WindowLossFn:
+    """`loss_fn` with its result checked."""
+
+    def loss_of_window(
+        params: Params, carry: Any, batch: Any, key: Key
+    ) -> tuple[Array, tuple[Any, Metrics]]:
+        result = loss_fn(params, carry, batch, key)
+        _check_window_loss(result, carry)
+        return result
+
+    return loss_of_window
+
+
+def over_windows(update: TrainStep, window: int) -> TrainStep:
+    """The step that takes `update` once for each window of a batch [T, ...]."""
+
+    def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        num_steps = check_time_axis(batch)
+        whole = num_steps // window * window
+        windows = jax.tree.map(
+            lambda leaf: leaf[:whole].reshape(-1, window, *leaf.shape[1:]), batch
+        )
+        parts: list[Metrics] = []
+        if whole or not num_steps:  # of no steps at all, no window
+            state, metrics = lax.scan(update, state, windows)
+            parts.append(metrics)
+        if whole < num_steps:
+            state, metrics = update(state, jax.tree.map(lambda leaf: leaf[whole:], batch))
+            parts.append(jax.tree.map(lambda leaf: leaf[None], metrics))
+        return state, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+
+    return train_step
 
 
 def update_or_skip(
@@ -90,3 +161,30 @@ def check_optimizer(optimizer: Any) -> None:
         raise TypeError(
             f"optimizer is a {type(optimizer).__name__}, expected an optax.GradientTransformation"
         )
+
+
+def _check_window_loss(result: Any, carry: Any) -> None:
+    if not isinstance(result, tuple) or len(result) != 2:
+        kind = type(result).__name__
+        raise TypeError(f"loss_fn returns a {kind}, expected (loss, (carry, dict of metrics))")
+    loss, aux = result
+    if not isinstance(aux, tuple) or len(aux) != 2:
+        kind = type(aux).__name__
+        raise TypeError(f"loss_fn returns (loss, {kind}), expected (loss, (carry, metrics))")
+    check_loss((loss, aux[1]))
+    before, after = (_describe_arrays(tree) for tree in (carry, aux[0]))
+    if before != after:
+        raise ValueError(f"loss_fn returns the carry {after}, expected as it was given, {before}")
+
+
+def _describe_arrays(tree: Any) -> str:
+    return str(jax.tree.map(lambda leaf: jax.typeof(leaf).str_short(), tree))
+
+
+def check_time_axis(batch: Any) -> int:
+    """T, the length of every array of the batch."""
+    lengths = [leaf.shape[:1] for leaf in jax.tree.leaves(batch)]
+    if not lengths or len(set(lengths)) > 1 or not lengths[0]:
+        got = ", ".join(str(leaf.shape) for leaf in jax.tree.leaves(batch)) or "no array"
+        raise ValueError(f"batch has {got}, expected arrays [T, ...] of one length")
+    return lengths[0][0]

@@ -46,17 +46,19 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxrnn._checks import check_function, check_shape, check_size
-from jaxrnn._types import Array
+from jaxrnn._types import Array, Key
 from jaxrnn._updates import (
     LossFn,
     Metrics,
     TrainState,
-    check_loss,
+    TrainStep,
+    WindowLossFn,
     check_optimizer,
-    step_keys,
-    update_or_skip,
+    make_update,
+    over_windows,
+    with_carry,
+    without_carry,
 )
-from jaxrnn.training import TrainStep
 
 
 def use_cpu_devices(count: int | None = None) -> int:
@@ -133,38 +135,110 @@ def make_sharded_train_step(
       The step. Its state is whole on every device: with `replicate` before `fit` it is compiled
       once. Its metrics are those of `make_train_step`, averaged as the loss is; integers and bools
       become floating-point by it. A metric with an entry for each sequence cannot be averaged, and
-      is refused. ``grad_norm`` is that of the averaged gradient. Truncated back-propagation is
-      ``chunked(layer, size, stop_gradient=True)`` in the loss; a ``state.carry`` is refused.
+      is refused. ``grad_norm`` is that of the averaged gradient. A ``state.carry`` is refused.
 
     Raises:
       TypeError, ValueError: an argument is not as described. From the step, when it is traced:
         `batch_axes` does not fit the batch, or the batch cannot be split evenly.
     """
     check_function("loss_fn", loss_fn)
+    step = _shard_step(without_carry(loss_fn), optimizer, mesh, batch_axes, None, weight_fn)
+
+    def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        if state.carry is not None:
+            raise ValueError(
+                "state.carry is given, expected None: make_sharded_truncated_train_step carries it"
+            )
+        return step(state, batch)
+
+    return train_step
+
+
+def make_sharded_truncated_train_step(
+    loss_fn: WindowLossFn,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    window: int,
+    *,
+    batch_axes: Any = 1,
+    carry_axes: Any = 0,
+    weight_fn: Callable[[Any], Array] | None = None,
+) -> TrainStep:
+    """The step of `make_truncated_train_step` over all devices of `mesh`.
+
+    Every device carries the states of its own streams, and the gradients of each window are
+    averaged in one all-reduce.
+
+    Args:
+      loss_fn: as for `make_truncated_train_step`; it runs on every device, on its streams.
+      window: the most steps of one window.
+      batch_axes: as for `make_sharded_train_step`. The batch is time-major: axis 0 cannot be split.
+      carry_axes: the axis along which the carry is split, 0 for states [B, H]; an int or a pytree
+        of ints that is a prefix of the carry.
+      optimizer, mesh, weight_fn: as for `make_sharded_train_step`; `weight_fn` is given a window.
+
+    Returns:
+      The step. Its metrics are [windows]. The carry that it returns stays split; placed so before
+      `fit`, ``state._replace(carry=shard_batch(carry, mesh, carry_axes))`` of a replicated state,
+      it is compiled once.
+
+    Raises:
+      TypeError, ValueError: as `make_sharded_train_step` does, and for `window` or `carry_axes`.
+    """
+    check_function("loss_fn", loss_fn)
+    window = check_size("window", window)
+    if any(axis is None for axis in jax.tree.leaves(carry_axes, is_leaf=lambda axis: axis is None)):
+        raise TypeError("carry_axes has None, expected ints: each device has streams of its own")
+    if 0 in jax.tree.leaves(batch_axes):
+        raise ValueError("batch_axes has 0, expected other axes: axis 0 is time and not split")
+    windows = (window, carry_axes)
+    return _shard_step(with_carry(loss_fn), optimizer, mesh, batch_axes, windows, weight_fn)
+
+
+def _shard_step(
+    loss_fn: WindowLossFn,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    batch_axes: Any,
+    windows: tuple[int, Any] | None,
+    weight_fn: Callable[[Any], Array] | None,
+) -> TrainStep:
+    """A train step over devices; `windows` are the steps of one and the axes of the carry."""
     check_optimizer(optimizer)
     _check_mesh(mesh)
     if weight_fn is not None:
         check_function("weight_fn", weight_fn)
-    value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+
+    whole: Any = P()
 
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-        if state.carry is not None:
-            raise ValueError("state.carry is given, expected None: states are not carried here")
-        specs = _batch_specs(batch, mesh, batch_axes, mesh.size)
-        whole = _metric_shapes(loss_fn, state, batch)
+        specs = _split("batch", batch, mesh, batch_axes, mesh.size)
+        parts = TrainState(whole, whole, whole, whole, whole)
+        first = batch
+        if windows is not None:
+            window, carry_axes = windows
+            carry = _split("carry", state.carry, mesh, carry_axes, mesh.size)
+            parts = parts._replace(carry=carry)
+            first = jax.tree.map(lambda leaf: leaf[:window], batch)
+        shapes = _metric_shapes(loss_fn, state, first)
 
-        def update(state: TrainState, part: Any) -> tuple[TrainState, Metrics]:
-            key = jax.random.fold_in(step_keys(state)[1], lax.axis_index(mesh.axis_names))
-            (loss, metrics), grads = value_and_grad(state.params, part, key)
-            _check_metrics(metrics, whole)
+        def loss_of_part(params: Any, carry: Any, part: Any, key: Key) -> Any:
+            key = jax.random.fold_in(key, lax.axis_index(mesh.axis_names))
+            loss, (carry, metrics) = loss_fn(params, carry, part, key)
+            _check_metrics(metrics, shapes)
+            return loss, (carry, metrics)
+
+        def average(tree: Any, part: Any) -> Any:
             weight = jnp.ones(()) if weight_fn is None else jnp.asarray(weight_fn(part))
             check_shape("the result of weight_fn", weight, ())
-            loss, metrics, grads = _average((loss, metrics, grads), weight, mesh.axis_names)
-            return update_or_skip(optimizer, state, loss, grads, None, metrics)
+            return _average(tree, weight, mesh.axis_names)
 
-        split = (P(), specs)
+        update = make_update(loss_of_part, optimizer, average)
+        step = update if windows is None else over_windows(update, windows[0])
         # With check_vma JAX would put all-reduces of its own into the gradient.
-        sharded = jax.shard_map(update, mesh=mesh, in_specs=split, out_specs=P(), check_vma=False)
+        sharded = jax.shard_map(
+            step, mesh=mesh, in_specs=(parts, specs), out_specs=(parts, whole), check_vma=False
+        )
         return sharded(state, batch)
 
     return train_step
@@ -187,7 +261,7 @@ def shard_batch(batch: Any, mesh: Mesh, batch_axes: Any = 1) -> Any:
         over this process's devices of the mesh.
     """
     _check_mesh(mesh)
-    specs = _batch_specs(batch, mesh, batch_axes, max(len(mesh.local_devices), 1))
+    specs = _split("batch", batch, mesh, batch_axes, max(len(mesh.local_devices), 1))
 
     def place(leaf: Any, spec: P) -> Array:
         return jax.make_array_from_process_local_data(NamedSharding(mesh, spec), np.asarray(leaf))
@@ -216,21 +290,22 @@ def _count_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _batch_specs(batch: Any, mesh: Mesh, batch_axes: Any, parts: int) -> Any:
-    """How each array of the batch is split, once it has been checked that `parts` divides it."""
+def _split(name: str, tree: Any, mesh: Mesh, axes: Any, parts: int) -> Any:
+    """How each array of the batch, or of the carry, is split, once it has been checked that `parts`
+    divides it."""
 
     def spec_of(axis: int | None, leaf: Any) -> P:
         if axis is None:
             return P()
         shape = np.shape(leaf)
         if isinstance(axis, bool) or not isinstance(axis, int):
-            raise TypeError(f"batch_axes has {axis!r}, expected ints and None")
+            raise TypeError(f"{name}_axes has {axis!r}, expected ints and None")
         if not -len(shape) <= axis < len(shape):
-            raise ValueError(f"batch_axes has {axis}, but batch has an array of shape {shape}")
+            raise ValueError(f"{name}_axes has {axis}, but {name} has an array of shape {shape}")
         axis %= len(shape)
         if shape[axis] % parts:
             raise ValueError(
-                f"batch has an array of shape {shape} with a batch axis {axis} of {shape[axis]}, "
+                f"{name} has an array of shape {shape} with a batch axis {axis} of {shape[axis]}, "
                 f"expected a multiple of {parts}, the number of devices that it is split over"
             )
         return P(*[None] * axis, mesh.axis_names)
@@ -239,26 +314,24 @@ def _batch_specs(batch: Any, mesh: Mesh, batch_axes: Any, parts: int) -> Any:
         return axis is None
 
     try:
-        jax.tree.map(lambda axis, part: None, batch_axes, batch, is_leaf=is_none)
+        jax.tree.map(lambda axis, part: None, axes, tree, is_leaf=is_none)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"batch_axes is {batch_axes!r}, expected a prefix of the batch, "
-            f"which is {jax.tree.structure(batch)}"
+            f"{name}_axes is {axes!r}, expected a prefix of the {name}, "
+            f"which is {jax.tree.structure(tree)}"
         ) from error
 
     def specs_of(axis: int | None, part: Any) -> Any:
         return jax.tree.map(partial(spec_of, axis), part)
 
-    return jax.tree.map(specs_of, batch_axes, batch, is_leaf=is_none)
+    return jax.tree.map(specs_of, axes, tree, is_leaf=is_none)
 
 
-def _metric_shapes(loss_fn: LossFn, state: TrainState, batch: Any) -> Any:
+def _metric_shapes(loss_fn: WindowLossFn, state: TrainState, batch: Any) -> Any:
     """The shapes of the metrics of the whole batch."""
 
     def metrics_of(state: TrainState, batch: Any) -> Metrics:
-        result = loss_fn(state.params, batch, state.key)
-        check_loss(result)
-        return result[1]
+        return loss_fn(state.params, state.carry, batch, state.key)[1][1]
 
     return jax.tree.map(jnp.shape, jax.eval_shape(metrics_of, state, batch))
 

@@ -23,14 +23,27 @@ from jaxrnn._updates import (
     LossFn,
     Metrics,
     TrainState,
-    check_loss,
+    TrainStep,
+    WindowLossFn,
     check_optimizer,
+    make_update,
+    over_windows,
     step_keys,
-    update_or_skip,
+    with_carry,
+    without_carry,
 )
 
-WindowLossFn = Callable[[Params, Any, Any, Key], tuple[Array, tuple[Any, Metrics]]]
-TrainStep = Callable[["TrainState", Any], tuple["TrainState", Metrics]]
+__all__ = [
+    "MakeBatch",
+    "NonFiniteError",
+    "TrainStep",
+    "clip_by_global_norm",
+    "fit",
+    "init_train_state",
+    "make_train_step",
+    "make_truncated_train_step",
+]
+
 MakeBatch = Callable[[Key, Array], Any]
 
 
@@ -75,16 +88,7 @@ def make_train_step(loss_fn: LossFn, optimizer: optax.GradientTransformation) ->
     """
     if not callable(loss_fn):
         raise TypeError(f"loss_fn is {loss_fn!r}, expected a function of (params, batch, key)")
-
-    def loss_of_window(
-        params: Params, carry: Any, batch: Any, key: Key
-    ) -> tuple[Array, tuple[Any, Metrics]]:
-        result = loss_fn(params, batch, key)
-        check_loss(result)
-        loss, metrics = result
-        return loss, (carry, metrics)
-
-    return _make_update(loss_of_window, optimizer)
+    return make_update(without_carry(loss_fn), optimizer)
 
 
 def make_truncated_train_step(
@@ -115,45 +119,7 @@ def make_truncated_train_step(
         raise TypeError(
             f"loss_fn is {loss_fn!r}, expected a function of (params, carry, batch, key)"
         )
-
-    def loss_of_window(
-        params: Params, carry: Any, batch: Any, key: Key
-    ) -> tuple[Array, tuple[Any, Metrics]]:
-        result = loss_fn(params, carry, batch, key)
-        _check_window_loss(result, carry)
-        return result
-
-    update = _make_update(loss_of_window, optimizer)
-
-    def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-        num_steps = _check_time_axis(batch)
-        whole = num_steps // window * window
-        windows = jax.tree.map(
-            lambda leaf: leaf[:whole].reshape(-1, window, *leaf.shape[1:]), batch
-        )
-        parts: list[Metrics] = []
-        if whole or not num_steps:  # of no steps at all, no window
-            state, metrics = lax.scan(update, state, windows)
-            parts.append(metrics)
-        if whole < num_steps:
-            state, metrics = update(state, jax.tree.map(lambda leaf: leaf[whole:], batch))
-            parts.append(jax.tree.map(lambda leaf: leaf[None], metrics))
-        return state, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
-
-    return train_step
-
-
-def _make_update(loss_fn: WindowLossFn, optimizer: optax.GradientTransformation) -> TrainStep:
-    """One update of the parameters."""
-    check_optimizer(optimizer)
-    value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
-
-    def update(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-        key_loss = step_keys(state)[1]
-        (loss, (carry, metrics)), grads = value_and_grad(state.params, state.carry, batch, key_loss)
-        return update_or_skip(optimizer, state, loss, grads, carry, metrics)
-
-    return update
+    return over_windows(make_update(with_carry(loss_fn), optimizer), window)
 
 
 def fit(
@@ -301,30 +267,3 @@ def _is_traced(tree: Any) -> bool:
 def _refuse_callback(callback: Any) -> None:
     if callback is not None:
         raise ValueError("callback is given under a JAX transformation, expected None")
-
-
-def _check_window_loss(result: Any, carry: Any) -> None:
-    if not isinstance(result, tuple) or len(result) != 2:
-        kind = type(result).__name__
-        raise TypeError(f"loss_fn returns a {kind}, expected (loss, (carry, dict of metrics))")
-    loss, aux = result
-    if not isinstance(aux, tuple) or len(aux) != 2:
-        kind = type(aux).__name__
-        raise TypeError(f"loss_fn returns (loss, {kind}), expected (loss, (carry, metrics))")
-    check_loss((loss, aux[1]))
-    before, after = (_describe_arrays(tree) for tree in (carry, aux[0]))
-    if before != after:
-        raise ValueError(f"loss_fn returns the carry {after}, expected as it was given, {before}")
-
-
-def _describe_arrays(tree: Any) -> str:
-    return str(jax.tree.map(lambda leaf: jax.typeof(leaf).str_short(), tree))
-
-
-def _check_time_axis(batch: Any) -> int:
-    """T, the length of every array of the batch."""
-    lengths = [leaf.shape[:1] for leaf in jax.tree.leaves(batch)]
-    if not lengths or len(set(lengths)) > 1 or not lengths[0]:
-        got = ", ".join(str(leaf.shape) for leaf in jax.tree.leaves(batch)) or "no array"
-        raise ValueError(f"batch has {got}, expected arrays [T, ...] of one length")
-    return lengths[0][0]

@@ -49,14 +49,15 @@ def forward(p, h0, xs, mask, resets, reverse, activation):
     return h_last, ys, tape
 
 
-def backward(p, xs, tape, activation, g_last, g_ys):
-    """Back-propagation through time along the tape -> gradients (p, h0, xs)."""
+def backward(p, xs, tape, activation, g_last, g_ys, slope_error=0.0):
+    """Back-propagation through time along the tape -> gradients (p, h0, xs), each slope of the
+    activation made larger by `slope_error`."""
     _, slope = ACTIVATIONS[activation]
     gp = {name: np.zeros_like(value) for name, value in p.items()}
     gx = np.zeros_like(xs)
     g_state = np.array(g_last, dtype=np.float64)
     for row, t, fresh, before, a in reversed(tape):
-        ga = slope(a) * (g_state[row] + g_ys[t, row])
+        ga = (slope(a) + slope_error) * (g_state[row] + g_ys[t, row])
         gp["w_hh"] += np.outer(ga, before)
         gp["w_ih"] += np.outer(ga, xs[t, row])
         gp["b"] += ga

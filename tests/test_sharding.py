@@ -29,6 +29,7 @@ from jaxrnn import (
     init_rnn,
     init_train_state,
     make_train_step,
+    make_truncated_train_step,
     masked_mean,
     stack,
     unroll,
@@ -38,6 +39,7 @@ from jaxrnn import (
 from jaxrnn.sharding import (
     data_mesh,
     make_sharded_train_step,
+    make_sharded_truncated_train_step,
     replicate,
     shard_batch,
     use_cpu_devices,
@@ -183,6 +185,53 @@ def train_on_two_devices():
     assert everywhere == ["all-reduce"]
     assert sorted(inside.values())[-1] == ["all-reduce"]  # in the loop over steps
     assert sum(map(len, inside.values())) == 1  # and in none over time
+
+
+def window_loss(params, carry, batch, key):
+    del key
+    carry, ys = DEEP.unroll(params, carry, batch["xs"], mask=batch["mask"])
+    errors = (ys - batch["targets"]) ** 2
+    return masked_mean(errors, batch["mask"]), (carry, {"mean": masked_mean(ys, batch["mask"])})
+
+
+def test_truncated_training_on_two_devices_is_training_on_one(tmp_path):
+    run_alone(train_windows_on_two_devices, tmp_path)
+
+
+def train_windows_on_two_devices():
+    """Windows of 5 steps in batches of 12, ragged, so that the last is shorter and devices differ
+    in weight; the states go on into the next batch."""
+    use_cpu_devices(2)
+    mesh = data_mesh()
+    begin = start()
+    begin = begin._replace(carry=DEEP.initial_state(begin.params, (B,)))
+    one = make_truncated_train_step(window_loss, MOMENTUM, 5)
+    two = make_sharded_truncated_train_step(window_loss, MOMENTUM, mesh, 5, weight_fn=count_steps)
+    expected, expected_history = fit(one, begin, make_batch, STEPS)
+    placed = replicate(begin, mesh)._replace(carry=shard_batch(begin.carry, mesh, 0))
+    got, history = fit(two, placed, make_batch, STEPS)
+    assert history["loss"].shape == (STEPS, 3)
+    assert_close(plain(got), plain(expected), length=3 * SUMS)
+    assert_close(history, expected_history, length=3 * SUMS)
+    split = jax.tree.leaves(got.carry)
+    assert not any(leaf.sharding.is_fully_replicated for leaf in split)
+    program = jax.jit(two).lower(placed, shard_batch(make_batch(begin.key, 0), mesh)).compile()
+    inside, everywhere = collectives(program.as_text())
+    assert everywhere == ["all-reduce"] * 2  # of whole windows and of the shorter last one
+    assert sum(map(len, inside.values())) == 1  # in the loop over windows, in none over time
+
+    refuse = functools.partial(make_sharded_truncated_train_step, window_loss, MOMENTUM, mesh)
+    with pytest.raises(ValueError, match="window is 0"):
+        refuse(0)
+    with pytest.raises(ValueError, match="batch_axes has 0, expected other axes: axis 0 is time"):
+        refuse(5, batch_axes=0)
+    with pytest.raises(TypeError, match="carry_axes has None, expected ints"):
+        refuse(5, carry_axes=None)
+    with pytest.raises(ValueError, match=r"carry_axes has 2, but carry has .* shape \(8, 5\)"):
+        jax.eval_shape(refuse(5, carry_axes=2), begin, make_batch(begin.key, 0))
+    odd = begin._replace(carry=DEEP.initial_state(begin.params, (7,)))
+    with pytest.raises(ValueError, match=r"carry has .* axis 0 of 7, expected a multiple of 2"):
+        jax.eval_shape(refuse(5), odd, make_batch(begin.key, 0))
 
 
 def test_the_gradient_on_two_devices_is_the_mean_of_theirs(tmp_path):
