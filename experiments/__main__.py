@@ -27,6 +27,7 @@ from experiments._report import (
     read_config,
     write_run,
 )
+from jaxrnn.sharding import use_cpu_devices
 
 EXPERIMENTS = (
     "tour",
@@ -77,6 +78,8 @@ def _run(name: str, arguments: Sequence[str]) -> int:
     if resumed is None and (folder / CHECKPOINTS).exists():
         raise InputError(f"{folder} holds a run that was cut or ended; --resume {folder} goes on")
     config = dataclasses.replace(config, folder=folder)
+    if hasattr(config, "devices"):
+        _present_devices(config.devices)
     console = Console()
     try:
         with progress_bar(console) as progress:
@@ -93,6 +96,15 @@ def _run(name: str, arguments: Sequence[str]) -> int:
         print(f"\n{result.text}\n")
     print(f"figures and data: {folder}")
     return int(any(f.required and not f.holds for f in result.findings))
+
+
+def _present_devices(count: int | None) -> None:
+    """Let a CPU have so many devices, by default one a core."""
+    try:
+        use_cpu_devices(count)
+    except RuntimeError as error:  # JAX has started: its devices are what they are
+        if count is not None:
+            raise InputError(f"--devices: {error}") from None
 
 
 def _read_config(name: str, experiment: Experiment, arguments: Sequence[str]) -> RunConfig:

@@ -16,11 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from pydantic import Field
 
 from experiments._networks import init_networks
 from experiments._report import CHECKPOINTS, Data, InputError, RunConfig, Tick, write_config
 from jaxrnn import Array, Key, Layer, Params, TrainState, fit, init_train_state
+from jaxrnn.sharding import data_mesh, replicate
 from jaxrnn.training import MakeBatch, TrainStep
 
 Positive = Annotated[int, Field(ge=1)]
@@ -44,6 +46,9 @@ class TrainConfig(RunConfig):
     """Training steps from one validation to the next, all in one compiled call."""
     patience: Positive = 10
     """Validations without a new best after which a network has stopped."""
+    devices: Positive | None = None
+    """Devices to train on, all by default (a CPU's are its cores): each has some of the networks,
+    or where these cannot be split evenly a part of each batch. Results differ in rounding."""
     save_seconds: NotNegative = 30.0
     """Save at the first validation that is this many seconds after the last save; 0: at each."""
 
@@ -54,6 +59,7 @@ class Task:
 
     name: of its checkpoints. validate: parameters to a scalar, the lower the better. inputs: arrays
     that all of it follows from besides the options; a run is resumed with the same ones only.
+    batch_size, shard_step: where a batch can be split, its size, and the step over devices.
     """
 
     name: str
@@ -61,6 +67,16 @@ class Task:
     make_batch: MakeBatch
     validate: Callable[[Params], Array]
     inputs: Any
+    batch_size: int = 1
+    shard_step: Callable[[Mesh], TrainStep] | None = None
+
+
+class _Placed(NamedTuple):
+    """A task on devices: all of them whole, or each with its part of the networks."""
+
+    task: Task
+    mesh: Mesh
+    networks_split: bool
 
 
 class Trained(NamedTuple):
@@ -126,9 +142,10 @@ def train(
     if folder is not None:
         write_config(folder, config)
     config = dataclasses.replace(config, steps=steps or config.steps)
-    run = _begin(task, start, config)
+    placed = _place(task, len(start.step), config.devices)
+    run = _begin(task, replicate(start, placed.mesh), config)
     if folder is None:
-        return _finish(_advance_to_the_end(task, run, config, tick, _keep_nothing), config)
+        return _finish(_advance_to_the_end(placed, run, config, tick, _keep_nothing), config)
     with _open_checkpoints(folder / CHECKPOINTS / task.name) as manager:
         if manager.latest_step() is not None:
             run = _restore(manager, run, folder)
@@ -140,16 +157,35 @@ def train(
                 manager.save(int(run.evaluations), args=ocp.args.StandardSave(run))
                 last = time.monotonic()
 
-        return _finish(_advance_to_the_end(task, run, config, tick, save), config)
+        return _finish(_advance_to_the_end(placed, run, config, tick, save), config)
+
+
+def _place(task: Task, networks: int, devices: int | None) -> _Placed:
+    """The task on as many devices as divide its networks evenly, or else its batch."""
+    there = jax.devices()
+    if devices is not None and devices > len(there):
+        raise InputError(f"--devices is {devices}, but there are {len(there)}")
+    most = devices or len(there)
+    over_networks = _largest_divisor(networks, most)
+    if over_networks > 1 or task.shard_step is None:
+        return _Placed(task, data_mesh(there[:over_networks]), networks_split=True)
+    mesh = data_mesh(there[: _largest_divisor(task.batch_size, most)])
+    if mesh.size > 1:
+        task = dataclasses.replace(task, train_step=task.shard_step(mesh))
+    return _Placed(task, mesh, networks_split=False)
+
+
+def _largest_divisor(number: int, most: int) -> int:
+    return max(divisor for divisor in range(1, most + 1) if number % divisor == 0)
 
 
 def _advance_to_the_end(
-    task: Task, run: _Run, config: TrainConfig, tick: Tick, save: Callable[[_Run, bool], None]
+    placed: _Placed, run: _Run, config: TrainConfig, tick: Tick, save: Callable[[_Run, bool], None]
 ) -> _Run:
     last = math.ceil(config.steps / config.eval_every)
     while int(run.evaluations) < last and np.any(_running(run, config)):
         size = min(config.eval_every, config.steps - int(run.evaluations) * config.eval_every)
-        state, losses, validation = _train_and_validate(task, size, run.state)
+        state, losses, validation = _train_and_validate(placed, size, run.state)
         run = _record(run._replace(state=state), np.asarray(losses), np.asarray(validation), config)
         ended = int(run.evaluations) == last or not np.any(_running(run, config))
         save(run, ended)
@@ -161,13 +197,20 @@ def _advance_to_the_end(
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _train_and_validate(
-    task: Task, num_steps: int, state: TrainState
+    placed: _Placed, num_steps: int, state: TrainState
 ) -> tuple[TrainState, Array, Array]:
+    task, mesh, networks_split = placed
+
     def one(state: TrainState) -> tuple[TrainState, Array, Array]:
         state, history = fit(task.train_step, state, task.make_batch, num_steps)
         return state, jnp.mean(history["loss"]), task.validate(state.params)
 
-    return jax.vmap(one)(state)
+    many = jax.vmap(one)
+    if networks_split:
+        part = PartitionSpec(mesh.axis_names)
+        many = jax.shard_map(many, mesh=mesh, in_specs=part, out_specs=part, check_vma=False)
+    # As it came, whole on every device: then the next call is the same program.
+    return jax.lax.with_sharding_constraint(many(state), NamedSharding(mesh, PartitionSpec()))
 
 
 def _record(run: _Run, losses: np.ndarray, validation: np.ndarray, config: TrainConfig) -> _Run:
@@ -215,7 +258,8 @@ def _finish(run: _Run, config: TrainConfig) -> Trained:
     steps = np.minimum(np.arange(1, done + 1) * config.eval_every, config.steps)
     curves = {"steps": steps, "train": run.train[:done], "validation": run.validation[:done]}
     best_steps = np.minimum(run.best_evaluation * config.eval_every, config.steps)
-    return Trained(run.best, best_steps, np.asarray(run.best_validation), curves)
+    best = jax.device_put(run.best, jax.devices()[0])
+    return Trained(best, best_steps, np.asarray(run.best_validation), curves)
 
 
 def _describe(run: _Run, config: TrainConfig) -> str:

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
+from jax.sharding import Mesh
 from matplotlib.animation import PillowWriter
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -56,6 +57,8 @@ from jaxrnn import (
     stack,
     vanilla_rnn,
 )
+from jaxrnn.sharding import make_sharded_truncated_train_step
+from jaxrnn.training import TrainStep
 
 _ALONE_FROM = 20  # the frame from which on the network sees its own predictions
 _MARKS = {"fresh": 1.0, "fixed": 1.5}
@@ -168,7 +171,13 @@ def _make_task(config: Config, network: Layer, videos: str) -> tuple[Task, Train
     rate = warm_up_and_cool_down(config.learning_rate, updates)
     optimizer = optax.chain(optax.clip_by_global_norm(100.0), optax.adam(rate, b2=0.99))
     step = make_truncated_train_step(loss_of_window, optimizer, config.window)
-    task = Task(videos, step, make_batch, validate, (fixed, validation))
+
+    def shard(mesh: Mesh) -> TrainStep:
+        return make_sharded_truncated_train_step(
+            loss_of_window, optimizer, mesh, config.window, batch_axes=(1, 1, None)
+        )
+
+    task = Task(videos, step, make_batch, validate, (fixed, validation), config.batch_size, shard)
     return task, start_networks(network, optimizer, config, (config.batch_size,))
 
 

@@ -31,6 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from experiments._music_figures import plot_rolls, plot_scores
 from experiments._music_networks import drop_connect, plain_network, sample, sharing_network
@@ -68,6 +69,8 @@ from jaxrnn import (
     pack_sequences,
     pad_sequences,
 )
+from jaxrnn.sharding import make_sharded_train_step
+from jaxrnn.training import TrainStep
 
 _ROWS = 16  # that pieces are packed into where they are scored
 _GAIN = 0.04
@@ -238,7 +241,13 @@ def _start(
         losses = _loss_of_logits(_unroll_scored(network, params, scored), scored.following)
         return masked_mean(losses, scored.scored)
 
-    task = Task(name, make_train_step(loss_fn, optimizer), make_batch, validate, music)
+    def shard(mesh: Mesh) -> TrainStep:
+        return make_sharded_train_step(
+            loss_fn, optimizer, mesh, weight_fn=lambda part: jnp.sum(part[1][1:])
+        )
+
+    step = make_train_step(loss_fn, optimizer)
+    task = Task(name, step, make_batch, validate, music, batch[0], shard)
     return task, start_networks(network, optimizer, config)
 
 

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
+from jax.sharding import Mesh
 from matplotlib.axes import Axes
 from pydantic import Field
 
@@ -60,6 +61,8 @@ from jaxrnn import (
     vanilla_rnn,
 )
 from jaxrnn.files import write_atomically
+from jaxrnn.sharding import make_sharded_truncated_train_step
+from jaxrnn.training import TrainStep
 
 _MARK = 1.60  # nats a character
 _TEST_STREAMS = 16
@@ -208,7 +211,12 @@ def _make_task(
     rate = warm_up_and_cool_down(config.learning_rate, updates)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
     step = make_truncated_train_step(loss_of_window, optimizer, config.window)
-    task = Task("network", step, make_batch, validate, (inputs, targets, validation))
+
+    def shard(mesh: Mesh) -> TrainStep:
+        return make_sharded_truncated_train_step(loss_of_window, optimizer, mesh, config.window)
+
+    data = (inputs, targets, validation)
+    task = Task("network", step, make_batch, validate, data, config.streams, shard)
     return task, start_networks(network, optimizer, config, (config.streams,))
 
 

@@ -1,6 +1,7 @@
 """Training many networks: each stops by its own validation, and a cut run goes on bit for bit."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,9 @@ import pytest
 from experiments._report import InputError
 from experiments._training import Task, TrainConfig, train
 from jaxrnn import init_train_state, make_train_step
+from jaxrnn.sharding import make_sharded_train_step, use_cpu_devices
+from tests.checks import assert_close
+from tests.test_sharding import run_alone
 
 OPTIMIZER = optax.sgd(0.1, momentum=0.5)
 CONFIG = TrainConfig(seeds=3, steps=20, eval_every=3, patience=2, save_seconds=0)
@@ -103,6 +107,49 @@ def test_a_run_goes_on_only_with_the_data_it_had(tmp_path):
     resumed = dataclasses.replace(CONFIG, resume=tmp_path)
     with pytest.raises(InputError, match="other data"):
         train(make_task(inputs=TARGET + 1), start(), resumed, ignore)
+
+
+def test_networks_or_batches_are_split_over_devices(tmp_path):
+    run_alone(train_on_two_devices, tmp_path)
+
+
+def train_on_two_devices():
+    use_cpu_devices(2)
+    config = dataclasses.replace(CONFIG, patience=10)
+
+    def make_batch(key, step):
+        del step
+        return TARGET[:, None] + jax.random.normal(key, (2, 6))
+
+    def loss_of(params, batch, key):
+        del key
+        return jnp.mean((params[:, None] - batch) ** 2), {}
+
+    def shard(mesh):
+        split_over.append(mesh.size)
+        return make_sharded_train_step(loss_of, OPTIMIZER, mesh)
+
+    task = dataclasses.replace(
+        make_task(), train_step=make_train_step(loss_of, OPTIMIZER), make_batch=make_batch
+    )
+    in_batches = dataclasses.replace(task, batch_size=6, shard_step=shard)
+    for seeds, one, split in ((4, in_batches, []), (3, in_batches, [2]), (3, task, [])):
+        split_over = []
+        alone = dataclasses.replace(config, seeds=seeds, devices=1)
+        expected = train(one, start(seeds), alone, ignore)
+        folder = Path(f"{seeds} {len(split)}")
+        both = dataclasses.replace(config, seeds=seeds, folder=folder)
+        with pytest.raises(Interrupted):
+            train(one, start(seeds), both, interrupt_after(2))
+        resumed = dataclasses.replace(both, folder=None, resume=folder)
+        got = train(one, start(seeds), resumed, ignore)
+        assert split_over == 2 * split
+        assert_close(got.params, expected.params, length=6 * 20)
+        np.testing.assert_array_equal(got.steps, expected.steps)
+        assert_same(train(one, start(seeds), dataclasses.replace(both, folder=None), ignore), got)
+        assert jax.tree.leaves(got.params)[0].devices() == {jax.devices()[0]}
+    with pytest.raises(InputError, match="--devices is 3, but there are 2"):
+        train(task, start(3), dataclasses.replace(config, devices=3), ignore)
 
 
 def test_a_broken_save_is_refused_by_name(tmp_path):

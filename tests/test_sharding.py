@@ -106,7 +106,8 @@ def environment(**more):
 
 
 def command(function, *arguments):
-    call = f"import tests.conftest, tests.test_sharding as t; t.{function.__name__}(*{arguments!r})"
+    name = Path(function.__code__.co_filename).stem
+    call = f"import tests.conftest, tests.{name} as t; t.{function.__name__}(*{arguments!r})"
     return [sys.executable, "-c", call]
 
 
