@@ -154,7 +154,8 @@ def train(
         def save(run: _Run, ended: bool) -> None:
             nonlocal last
             if ended or time.monotonic() - last >= config.save_seconds:
-                manager.save(int(run.evaluations), args=ocp.args.StandardSave(run))
+                saved = run._replace(state=_gather(run.state), best=_gather(run.best))
+                manager.save(int(run.evaluations), args=ocp.args.StandardSave(saved))
                 last = time.monotonic()
 
         return _finish(_advance_to_the_end(placed, run, config, tick, save), config)
@@ -173,6 +174,11 @@ def _place(task: Task, networks: int, devices: int | None) -> _Placed:
     if mesh.size > 1:
         task = dataclasses.replace(task, train_step=task.shard_step(mesh))
     return _Placed(task, mesh, networks_split=False)
+
+
+def _gather(tree: Any) -> Any:
+    """On one device, so that what is saved can be read where there are fewer."""
+    return jax.device_put(tree, jax.devices()[0])
 
 
 def _largest_divisor(number: int, most: int) -> int:
@@ -258,8 +264,7 @@ def _finish(run: _Run, config: TrainConfig) -> Trained:
     steps = np.minimum(np.arange(1, done + 1) * config.eval_every, config.steps)
     curves = {"steps": steps, "train": run.train[:done], "validation": run.validation[:done]}
     best_steps = np.minimum(run.best_evaluation * config.eval_every, config.steps)
-    best = jax.device_put(run.best, jax.devices()[0])
-    return Trained(best, best_steps, np.asarray(run.best_validation), curves)
+    return Trained(_gather(run.best), best_steps, np.asarray(run.best_validation), curves)
 
 
 def _describe(run: _Run, config: TrainConfig) -> str:
