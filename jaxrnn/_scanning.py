@@ -80,7 +80,7 @@ def scan_chunks(
     size: int,
     *,
     reverse: bool,
-    remat: bool,
+    remat: bool = False,
 ) -> tuple[Any, Array]:
     """``run(state, chunk) -> (state, ys)`` over chunks of `size` steps, the last one shorter.
 

@@ -7,11 +7,11 @@ Everything in a vanilla network that is not the recurrence is one large matrix p
     tangent   dz = dzs + hprev dW^T            one product over all steps
               dh_t = f'(a_t) (dz_t + W dh_{t-1})          a linear scan
 
-`_recur` is the scan, and its ``custom_jvp`` rule the two lines of the tangent. Forward mode is the
-rule as it stands; reverse mode is JAX's own transpose of it, which is back-propagation through time
-in its best form: the backward scan carries only the state's cotangent, each weight gradient is one
-product over all steps, and only the states are stored. Because the rule is ordinary JAX it can be
-differentiated, mapped and transposed again.
+`_recur` is the first two lines, chunk by chunk, and its ``custom_jvp`` rule the other two. Forward
+mode is the rule as it stands; reverse mode is JAX's own transpose of it, which is back-propagation
+through time in its best form: the backward scan carries only the state's cotangent, each weight
+gradient is one product over the steps of a chunk, and only the states are stored, once. Because the
+rule is ordinary JAX it can be differentiated, mapped and transposed again.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from jaxrnn._checks import (
     check_numeric,
     check_size,
 )
-from jaxrnn._scanning import plan_chunks, replacement_marks, scan_chunks
+from jaxrnn._scanning import Plan, plan_chunks, replacement_marks, scan_chunks
 from jaxrnn._types import Activation, Array, accumulation_dtype
 from jaxrnn.cell import (
     RNNParams,
@@ -104,15 +104,14 @@ def unroll(
     # Spread out of every loop, so that its cotangent is summed over the batch once, not every step.
     initial = jnp.broadcast_to(initial_unit_state(params, dtype), h0.shape)
 
-    weights = _Weights(params.w_hh, w_t, initial)
-    how = _How(activation, reverse, plan.inner_unroll)
-
-    def run(h: Array, piece: _Piece) -> tuple[Array, Array]:
-        zs = input_product(params, piece.xs)
-        return _recur(how, weights, h, zs, piece.mask, piece.resets)
-
+    weights = _Weights(params._replace(h0=None), w_t, initial)
     pieces = _Piece(xs, mask, resets)
-    h_last, states = scan_chunks(run, h0, pieces, plan.chunk_size, reverse=reverse, remat=remat)
+    how = _How(activation, reverse, plan)
+    if remat:
+        run = functools.partial(_recur, how, weights)
+        h_last, states = scan_chunks(run, h0, pieces, plan.chunk_size, reverse=reverse, remat=True)
+    else:
+        h_last, states = _recur(how, weights, h0, pieces)
     if mask is not None:
         states = jnp.where(mask[..., None], states, jnp.zeros_like(states))
     return h_last, states
@@ -160,14 +159,14 @@ class _Piece(NamedTuple):
 
 
 class _Weights(NamedTuple):
-    """What the recurrence multiplies with: w [H, H] and its transpose w_t; and the initial state
-    [*B, H].
+    """What the recurrence multiplies with: the parameters, without their initial state; the
+    transpose w_t of W; and the initial state [*B, H].
 
-    `w_t` stands beside `w` for speed alone: the rule takes the derivative through `w`. No
+    `w_t` stands beside W for speed alone: the rule takes the derivative through W. No
     ``stop_gradient`` on `w_t`: inside a scan JAX may differentiate an already differentiated
     `_recur` without its rule, and then the derivative comes through `w_t`."""
 
-    w: Array
+    params: RNNParams
     w_t: Array
     initial: Array
 
@@ -177,78 +176,103 @@ class _How(NamedTuple):
 
     activation: Activation
     reverse: bool
-    inner_unroll: int
+    plan: Plan
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _recur(
-    how: _How,
-    weights: _Weights,
-    h0: Array,
-    zs: Array,
-    mask: Array | None,
-    resets: Array | None,
-) -> tuple[Array, Array]:
-    """``h_t = f(zs_t + W h_{t-1})``: (h_last [*B, H], states [T, *B, H], held where masked)."""
+def _recur(how: _How, weights: _Weights, h0: Array, pieces: _Piece) -> tuple[Array, Array]:
+    """``h_t = f(U x_t + b + W h_{t-1})``: (h_last [*B, H], states [T, *B, H] held where masked)."""
 
-    def body(h: Array, piece: _Piece) -> tuple[Array, Array]:
-        before = _replace(piece.resets, weights.initial, h)
-        after = how.activation(piece.xs + product(before, weights.w_t, axis=0)).astype(h.dtype)
-        after = _hold(piece.mask, after, h)
+    def run(h: Array, chunk: _Piece) -> tuple[Array, Array]:
+        zs = input_product(weights.params, chunk.xs)
+        return _scan(how, body, h, (zs, chunk.mask, chunk.resets))
+
+    def body(h: Array, piece: Any) -> tuple[Array, Array]:
+        z, mask, resets = piece
+        before = _replace(resets, weights.initial, h)
+        after = how.activation(z + product(before, weights.w_t, axis=0)).astype(h.dtype)
+        after = _hold(mask, after, h)
         return after, after
 
-    return lax.scan(
-        body, h0, _Piece(zs, mask, resets), reverse=how.reverse, unroll=how.inner_unroll
-    )
+    return scan_chunks(run, h0, pieces, how.plan.chunk_size, reverse=how.reverse)
 
 
 def _recur_jvp(how: _How, primals: Any, tangents: Any) -> Any:
-    weights, h0, zs, mask, resets = primals
-    d_weights, d_h0, d_zs, *_ = tangents
+    weights, h0, pieces = primals
+    d_weights, d_h0, d_pieces = tangents
     h_last, states = _recur(how, *primals)
-    before = _states_before(how, weights, h0, states, resets)
-    dz = _materialise(d_zs)
-    if not isinstance(d_weights.w, SymbolicZero):
-        dz = dz + product(before, d_weights.w)
     d_initial = _materialise(d_weights.initial)
     slope = _SLOPES.get(how.activation)
-    if slope is None:  # f' needs the pre-activation: one more product over all steps
-        at = zs + product(before, weights.w, axis=1)
-        slope = functools.partial(_slope_at, how.activation)
-    else:
-        at = states
+
+    # The rule stands outside the chunks, so that their states are stored once, as outputs, and not
+    # again for the backward pass; and what a chunk makes of them is recomputed there.
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def run(carry: tuple[Array, Array], chunk: Any) -> tuple[tuple[Array, Array], Array]:
+        (h, dh), (states, d_xs, (xs, mask, resets)) = carry, chunk
+        before, h = _shift(how, h, states)
+        before = _replace(resets, weights.initial, before)
+        at = states if slope is not None else _pre_activations(weights.params, xs, before)
+        dz = _input_tangent(weights.params, d_weights.params, before, xs, d_xs)
+        dh, d_states = _scan(how, body, dh, (at, dz, mask, resets))
+        return (h, dh), d_states
 
     # Without the checkpoint, f' would be stored beside the states; it is cheaper to recompute.
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def tangent_step(dh: Array, at: Array, dz: Array, mask: Any, resets: Any) -> Array:
         d_before = _replace(resets, d_initial, dh)
-        da = dz + product(d_before, weights.w)
-        after = (slope(at.astype(da.dtype)) * da).astype(dh.dtype)
-        return _hold(mask, after, dh)
+        da = dz + product(d_before, weights.params.w_hh)
+        at = at.astype(da.dtype)
+        f_slope = _slope_at(how.activation, at) if slope is None else slope(at)
+        return _hold(mask, (f_slope * da).astype(dh.dtype), dh)
 
     def body(dh: Array, piece: Any) -> tuple[Array, Array]:
         dh = tangent_step(dh, *piece)
         return dh, dh
 
-    d_out = lax.scan(
-        body,
-        _materialise(d_h0),
-        (at, dz, mask, resets),
+    d_xs = None if isinstance(d_pieces.xs, SymbolicZero) else d_pieces.xs
+    (_, dh_last), d_states = scan_chunks(
+        run,
+        (h0, _materialise(d_h0)),
+        (states, d_xs, pieces),
+        how.plan.chunk_size,
         reverse=how.reverse,
-        unroll=how.inner_unroll,
     )
-    return (h_last, states), d_out
+    return (h_last, states), (dh_last, d_states)
 
 
 _recur.defjvp(_recur_jvp, symbolic_zeros=True)
 
 
-def _states_before(
-    how: _How, weights: _Weights, h0: Array, states: Array, resets: Array | None
+def _scan(how: _How, body: Any, h: Array, pieces: Any) -> tuple[Array, Array]:
+    return lax.scan(body, h, pieces, reverse=how.reverse, unroll=how.plan.inner_unroll)
+
+
+def _shift(how: _How, h: Array, states: Array) -> tuple[Array, Array]:
+    """The state before each step [T, *B, H], and the one after all of them."""
+    if how.reverse:
+        both = jnp.concatenate([states, h[None]])
+        return both[1:], both[0]
+    both = jnp.concatenate([h[None], states])
+    return both[:-1], both[-1]
+
+
+def _pre_activations(params: RNNParams, xs: Array, before: Array) -> Array:
+    return input_product(params, xs) + product(before, params.w_hh)
+
+
+def _input_tangent(
+    params: RNNParams, d_params: RNNParams, before: Array, xs: Array, d_xs: Array | None
 ) -> Array:
-    """The state that each step multiplied with W, [T, *B, H]."""
-    pieces = [states[1:], h0[None]] if how.reverse else [h0[None], states[:-1]]
-    return _replace(resets, weights.initial, jnp.concatenate(pieces))
+    """What enters each step's tangent beside the state's, ``dU x + U dx + db + dW h``."""
+    dtype = accumulation_dtype(before.dtype)
+    dz = jnp.zeros(before.shape, dtype) if d_xs is None else product(d_xs, params.w_ih)
+    if not isinstance(d_params.w_ih, SymbolicZero):
+        dz = dz + product(xs, d_params.w_ih)
+    if not isinstance(d_params.w_hh, SymbolicZero):
+        dz = dz + product(before, d_params.w_hh)
+    if d_params.b is not None and not isinstance(d_params.b, SymbolicZero):
+        dz = dz + jnp.broadcast_to(d_params.b.astype(dtype), dz.shape)
+    return dz
 
 
 def _replace(marks: Array | None, initial: Array, h: Array) -> Array:
