@@ -16,7 +16,8 @@ from jaxrnn._types import Array
 _WHOLE_BYTES = 4 * 2**20
 _CHUNK_BYTES = 3 * 2**19
 # A step this large of units this few is dominated by the loop around it: unroll it.
-_STRAIGHT_BYTES, _STRAIGHT_UNITS, _STRAIGHT_STEPS = 2**16, 64, 8
+_STRAIGHT_BYTES, _STRAIGHT_STEPS = 2**16, 8
+_FEW_UNITS = 64
 
 
 def replacement_marks(resets: Array, mask: Array | None, reverse: bool) -> Array:
@@ -58,10 +59,18 @@ def plan_chunks(h0: Array, num_steps: int, chunk_size: int | None, remat: bool) 
     unknown = is_symbolic_dim(step_bytes)  # the batch
     if jax.default_backend() != "cpu" or unknown or step_bytes * num_steps <= _WHOLE_BYTES:
         return Plan(whole, 1)
-    if step_bytes >= _STRAIGHT_BYTES and h0.shape[-1] <= _STRAIGHT_UNITS:
+    if step_bytes >= _STRAIGHT_BYTES and h0.shape[-1] <= _FEW_UNITS:
         size = _even_chunk(whole, _STRAIGHT_STEPS)
         return Plan(size, size)
     return Plan(_even_chunk(whole, max(_CHUNK_BYTES // step_bytes, 1)), 1)
+
+
+def input_products_inside(h0: Array, input_size: int) -> bool:
+    """Whether each step multiplies its own input, in place of one product over all steps: on a CPU
+    that is faster for a batch of states h0 [*B, H] of few units, since it reads less memory."""
+    units = h0.shape[-1]
+    several = is_symbolic_dim(h0.size) or h0.size > units
+    return jax.default_backend() == "cpu" and several and input_size <= units <= _FEW_UNITS
 
 
 def _even_chunk(num_steps: int, target: int) -> int:
@@ -80,34 +89,46 @@ def scan_chunks(
     size: int,
     *,
     reverse: bool,
+    starts: Any = (),
     remat: bool = False,
 ) -> tuple[Any, Array]:
-    """``run(state, chunk) -> (state, ys)`` over chunks of `size` steps, the last one shorter.
+    """``run(state, (chunk, start)) -> (state, ys)`` over chunks of `size` steps, the last shorter.
 
-    `pieces` is a pytree of arrays [T, ...], cut along T; the outputs are joined again. With `remat`
-    a chunk is recomputed in the backward pass."""
+    `pieces` is a pytree of arrays [T, ...], cut along T, and `starts` one of arrays [chunks, ...];
+    the outputs are joined again. With `remat` a chunk is recomputed in the backward pass."""
     num_steps = jax.tree.leaves(pieces)[0].shape[0]
     alone = jax.checkpoint(run) if remat else run
     if num_steps <= size:
-        return alone(state, pieces)
+        return alone(state, (pieces, jax.tree.map(lambda leaf: leaf[0], starts)))
     # Inside a scan nothing can be merged across the checkpoint, so no barrier is needed.
     body = jax.checkpoint(run, prevent_cse=False) if remat else run
     count, tail = divmod(num_steps, size)
     main = jax.tree.map(
         lambda leaf: leaf[: count * size].reshape(count, size, *leaf.shape[1:]), pieces
     )
+    main_starts = jax.tree.map(lambda leaf: leaf[:count], starts)
     rest = jax.tree.map(lambda leaf: leaf[count * size :], pieces)
+    rest_start = jax.tree.map(lambda leaf: leaf[-1], starts)
 
     def run_main(state: Any) -> tuple[Any, Array]:
-        state, ys = lax.scan(body, state, main, reverse=reverse)
+        state, ys = lax.scan(body, state, (main, main_starts), reverse=reverse)
         return state, ys.reshape(count * size, *ys.shape[2:])
 
     if not tail:
         return run_main(state)
     if reverse:
-        state, rest_ys = alone(state, rest)
+        state, rest_ys = alone(state, (rest, rest_start))
         state, main_ys = run_main(state)
     else:
         state, main_ys = run_main(state)
-        state, rest_ys = alone(state, rest)
+        state, rest_ys = alone(state, (rest, rest_start))
     return state, jnp.concatenate([main_ys, rest_ys])
+
+
+def states_before_chunks(h0: Array, states: Array, size: int, *, reverse: bool) -> Array:
+    """The state [chunks, *B, H] before the first step taken of each chunk of states [T, *B, H]."""
+    if states.shape[0] <= size:
+        return h0[None]
+    if reverse:
+        return jnp.concatenate([states[size::size], h0[None]])
+    return jnp.concatenate([h0[None], states[size - 1 : -1 : size]])

@@ -214,7 +214,7 @@ def chunked(layer: Layer, size: int, *, remat: bool = False, stop_gradient: bool
             replaced = replacement_marks(jnp.asarray(resets), mask, reverse)
 
         def run(state: State, chunk: Any) -> tuple[State, Array]:
-            steps, xs, mask, resets, replaced = chunk
+            (steps, xs, mask, resets, replaced), _ = chunk
             if stop_gradient:  # between chunks: what the caller gave keeps its gradient
                 first = jnp.any(steps == (num_steps - 1 if reverse else 0))
                 state = select(first, state, lax.stop_gradient(state))

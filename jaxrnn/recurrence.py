@@ -2,7 +2,7 @@
 
 Everything in a vanilla network that is not the recurrence is one large matrix product::
 
-    forward   zs = xs U^T + b                  one product over all steps
+    forward   zs = xs U^T + b                  one product over all steps, unless it is tiny
               h_t = f(zs_t + W h_{t-1})        a scan: one small product, one activation
     tangent   dz = dzs + hprev dW^T            one product over all steps
               dh_t = f'(a_t) (dz_t + W dh_{t-1})          a linear scan
@@ -34,7 +34,14 @@ from jaxrnn._checks import (
     check_numeric,
     check_size,
 )
-from jaxrnn._scanning import Plan, plan_chunks, replacement_marks, scan_chunks
+from jaxrnn._scanning import (
+    Plan,
+    input_products_inside,
+    plan_chunks,
+    replacement_marks,
+    scan_chunks,
+    states_before_chunks,
+)
 from jaxrnn._types import Activation, Array, accumulation_dtype
 from jaxrnn.cell import (
     RNNParams,
@@ -93,8 +100,12 @@ def unroll(
     if chunk_size is not None:
         check_size("chunk_size", chunk_size)
     params, h0, xs, mask, resets = _check_sequence(params, h0, xs, mask, resets, activation)
-    dtype = h0.dtype
-    plan = plan_chunks(h0, xs.shape[0], chunk_size, remat)
+    shape, dtype, num_steps = h0.shape, h0.dtype, xs.shape[0]
+    if all(size == 1 for size in shape[:-1]):  # such axes only make XLA copy between layouts
+        h0, xs = h0.reshape(shape[-1]), xs.reshape(num_steps, xs.shape[-1])
+        mask = None if mask is None else mask.reshape(num_steps)
+        resets = None if resets is None else resets.reshape(num_steps)
+    plan = plan_chunks(h0, num_steps, chunk_size, remat)
     if mask is not None:
         xs = jnp.where(mask[..., None], xs, jnp.zeros_like(xs))  # NaN must not reach a product
     if resets is not None:
@@ -106,15 +117,19 @@ def unroll(
 
     weights = _Weights(params._replace(h0=None), w_t, initial)
     pieces = _Piece(xs, mask, resets)
-    how = _How(activation, reverse, plan)
+    inside = input_products_inside(h0, xs.shape[-1])
+    how = _How(activation, reverse, plan, inside)
     if remat:
-        run = functools.partial(_recur, how, weights)
+
+        def run(h: Array, chunk: tuple[_Piece, Any]) -> tuple[Array, Array]:
+            return _recur(how, weights, h, chunk[0])
+
         h_last, states = scan_chunks(run, h0, pieces, plan.chunk_size, reverse=reverse, remat=True)
     else:
         h_last, states = _recur(how, weights, h0, pieces)
     if mask is not None:
         states = jnp.where(mask[..., None], states, jnp.zeros_like(states))
-    return h_last, states
+    return h_last.reshape(shape), states.reshape(num_steps, *shape)
 
 
 def unroll_plain(
@@ -177,18 +192,23 @@ class _How(NamedTuple):
     activation: Activation
     reverse: bool
     plan: Plan
+    input_products_inside: bool
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _recur(how: _How, weights: _Weights, h0: Array, pieces: _Piece) -> tuple[Array, Array]:
     """``h_t = f(U x_t + b + W h_{t-1})``: (h_last [*B, H], states [T, *B, H] held where masked)."""
 
-    def run(h: Array, chunk: _Piece) -> tuple[Array, Array]:
-        zs = input_product(weights.params, chunk.xs)
-        return _scan(how, body, h, (zs, chunk.mask, chunk.resets))
+    def run(h: Array, chunk: tuple[_Piece, Any]) -> tuple[Array, Array]:
+        piece = chunk[0]
+        if not how.input_products_inside:
+            piece = piece._replace(xs=input_product(weights.params, piece.xs))
+        return _scan(how, body, h, piece)
 
-    def body(h: Array, piece: Any) -> tuple[Array, Array]:
+    def body(h: Array, piece: _Piece) -> tuple[Array, Array]:
         z, mask, resets = piece
+        if how.input_products_inside:
+            z = input_product(weights.params, z)
         before = _replace(resets, weights.initial, h)
         after = how.activation(z + product(before, weights.w_t, axis=0)).astype(h.dtype)
         after = _hold(mask, after, h)
@@ -207,14 +227,12 @@ def _recur_jvp(how: _How, primals: Any, tangents: Any) -> Any:
     # The rule stands outside the chunks, so that their states are stored once, as outputs, and not
     # again for the backward pass; and what a chunk makes of them is recomputed there.
     @functools.partial(jax.checkpoint, prevent_cse=False)
-    def run(carry: tuple[Array, Array], chunk: Any) -> tuple[tuple[Array, Array], Array]:
-        (h, dh), (states, d_xs, (xs, mask, resets)) = carry, chunk
-        before, h = _shift(how, h, states)
-        before = _replace(resets, weights.initial, before)
+    def run(dh: Array, chunk: Any) -> tuple[Array, Array]:
+        (states, d_xs, (xs, mask, resets)), start = chunk
+        before = _replace(resets, weights.initial, _shift(how, start, states))
         at = states if slope is not None else _pre_activations(weights.params, xs, before)
         dz = _input_tangent(weights.params, d_weights.params, before, xs, d_xs)
-        dh, d_states = _scan(how, body, dh, (at, dz, mask, resets))
-        return (h, dh), d_states
+        return _scan(how, body, dh, (at, dz, mask, resets))
 
     # Without the checkpoint, f' would be stored beside the states; it is cheaper to recompute.
     @functools.partial(jax.checkpoint, prevent_cse=False)
@@ -230,14 +248,16 @@ def _recur_jvp(how: _How, primals: Any, tangents: Any) -> Any:
         return dh, dh
 
     d_xs = None if isinstance(d_pieces.xs, SymbolicZero) else d_pieces.xs
-    (_, dh_last), d_states = scan_chunks(
+    size = how.plan.chunk_size
+    d_out = scan_chunks(
         run,
-        (h0, _materialise(d_h0)),
+        _materialise(d_h0),
         (states, d_xs, pieces),
-        how.plan.chunk_size,
+        size,
         reverse=how.reverse,
+        starts=states_before_chunks(h0, states, size, reverse=how.reverse),
     )
-    return (h_last, states), (dh_last, d_states)
+    return (h_last, states), d_out
 
 
 _recur.defjvp(_recur_jvp, symbolic_zeros=True)
@@ -247,13 +267,10 @@ def _scan(how: _How, body: Any, h: Array, pieces: Any) -> tuple[Array, Array]:
     return lax.scan(body, h, pieces, reverse=how.reverse, unroll=how.plan.inner_unroll)
 
 
-def _shift(how: _How, h: Array, states: Array) -> tuple[Array, Array]:
-    """The state before each step [T, *B, H], and the one after all of them."""
-    if how.reverse:
-        both = jnp.concatenate([states, h[None]])
-        return both[1:], both[0]
-    both = jnp.concatenate([h[None], states])
-    return both[:-1], both[-1]
+def _shift(how: _How, start: Array, states: Array) -> Array:
+    """The state before each step of a chunk, [T, *B, H]."""
+    pieces = [states[1:], start[None]] if how.reverse else [start[None], states[:-1]]
+    return jnp.concatenate(pieces)
 
 
 def _pre_activations(params: RNNParams, xs: Array, before: Array) -> Array:

@@ -194,8 +194,8 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
 
     As ``optax.clip_by_global_norm``, which squares the gradient as it stands: where that overflows
     (an entry of 1e20 in float32) it makes the update zero, and where it underflows it sees no norm.
-    Here the largest entry is divided out first. A gradient that is not finite stays so, for
-    ``optax.apply_if_finite`` to leave out.
+    Here the largest entry is divided out first. A gradient that is not finite stays so; the train
+    step leaves it out.
 
     Source: Pascanu, Mikolov & Bengio 2013, "On the difficulty of training recurrent neural
     networks", algorithm 1.
