@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
 from experiments._bench_cases import LEARNING_RATE, Case, Pass, Problem, mean_square
 from experiments._bench_timing import Entrant, Program, Unavailable, compile_program
@@ -31,6 +31,8 @@ from jaxrnn.sharding import data_mesh, make_sharded_train_step, replicate, shard
 
 Outputs = Callable[[Any, Any], Array]
 Loss = Callable[[Any, Any], Array]
+
+_BLOCK = 64  # networks at a time
 
 
 class Training(NamedTuple):
@@ -169,11 +171,7 @@ def build_library(problem: Problem, what: Pass) -> Entrant:
 
 def build_sharded(problem: Problem, what: Pass) -> Entrant:
     """The library with the batch split evenly over as many devices as divide it."""
-    batch_size = problem.case.shape[1]
-    count = max(n for n in range(1, len(jax.devices()) + 1) if batch_size % n == 0)
-    if count == 1:
-        raise Unavailable(f"{len(jax.devices())} device(s) for a batch of {batch_size}")
-    mesh = data_mesh(jax.devices()[:count])
+    mesh = _split_evenly(problem.case.shape[1], "a batch of {}")
     outputs = _library_outputs(problem.case)
     whole, split = PartitionSpec(), PartitionSpec(None, mesh.axis_names)
 
@@ -227,8 +225,25 @@ def gradient_program(case: Case, name: str) -> Program:
 
 def build_mapped_library(problem: Problem, what: Pass) -> Entrant:
     """Many networks of the library under ``vmap``."""
-    loss = _loss_of(_library_outputs(problem.case))
-    return _enter_mapped(problem, _library_outputs(problem.case), train_with_library(loss), what)
+    outputs = _library_outputs(problem.case)
+    return _enter_mapped(problem, outputs, train_with_library(_loss_of(outputs)), what)
+
+
+def build_mapped_sharded(problem: Problem, what: Pass) -> Entrant:
+    """Many networks of the library split over all devices, and on each so few at a time under
+    ``vmap`` that their states stay in its cache."""
+    mesh = _split_evenly(problem.case.networks, "{} networks")
+    part = PartitionSpec(mesh.axis_names)
+
+    def over_networks(function: Any) -> Any:
+        def in_blocks(*arguments: Any) -> Any:
+            return jax.lax.map(lambda one: function(*one), arguments, batch_size=_BLOCK)
+
+        return jax.shard_map(in_blocks, mesh=mesh, in_specs=part, out_specs=part, check_vma=False)
+
+    outputs = _library_outputs(problem.case)
+    training = train_with_library(_loss_of(outputs))
+    return _enter_mapped(problem, outputs, training, what, over_networks)
 
 
 def build_mapped_plain(problem: Problem, what: Pass) -> Entrant:
@@ -275,12 +290,28 @@ def build_loop(problem: Problem, what: Pass) -> Entrant:
     return Entrant(call, read, program)
 
 
-def _enter_mapped(problem: Problem, outputs: Outputs, training: Training, what: Pass) -> Entrant:
-    gradient = jax.value_and_grad(_loss_of(outputs))
-    mapped = Training(jax.jit(jax.vmap(training.start)), jax.vmap(training.step), training.weights)
-    batch = (jnp.asarray(problem.xs), None)
-    network = Network(_device(problem.params), batch, jax.vmap(outputs), jax.vmap(gradient), mapped)
-    return enter(network, what)
+def _enter_mapped(
+    problem: Problem,
+    outputs: Outputs,
+    training: Training,
+    what: Pass,
+    over_networks: Callable[[Any], Any] = jax.vmap,
+) -> Entrant:
+    gradient = over_networks(jax.value_and_grad(_loss_of(outputs)))
+    training = Training(
+        jax.jit(over_networks(training.start)), over_networks(training.step), training.weights
+    )
+    identity = jax.jit(over_networks(lambda weights, batch: (weights, batch)))  # places them
+    weights, batch = identity(_device(problem.params), (jnp.asarray(problem.xs), None))
+    return enter(Network(weights, batch, over_networks(outputs), gradient, training), what)
+
+
+def _split_evenly(number: int, things: str) -> Mesh:
+    """As many devices as divide `number`."""
+    count = max(n for n in range(1, len(jax.devices()) + 1) if number % n == 0)
+    if count == 1:
+        raise Unavailable(f"{len(jax.devices())} device(s) for {things.format(number)}")
+    return data_mesh(jax.devices()[:count])
 
 
 def _library_outputs(case: Case) -> Outputs:
@@ -330,6 +361,7 @@ BUILDERS: dict[str, Callable[[Problem, Pass], Entrant]] = {
 }
 NETWORK_BUILDERS: dict[str, Callable[[Problem, Pass], Entrant]] = {
     "jaxrnn": build_mapped_library,
+    "jaxrnn, all devices": build_mapped_sharded,
     "plain scan": build_mapped_plain,
     "jaxrnn, loop": build_loop,
 }

@@ -89,13 +89,17 @@ def test_many_networks_agree_with_the_plain_scan():
 ON_TWO_DEVICES = """
 from experiments import _bench_jax
 from experiments._bench_cases import Case, compare, make_problem, solve
-problem = make_problem(Case("ragged", (7, 4, 3, 5)), 0)
-reference = solve(problem)
-for what in ("forward", "gradient", "train"):
-    entrant = _bench_jax.build_sharded(problem, what)
-    difference, allowed = compare(what, entrant.read(), reference, problem)
-    assert difference <= allowed, (what, difference, allowed)
-    entrant.call()
+for case, build in (
+    (Case("ragged", (7, 4, 3, 5)), _bench_jax.build_sharded),
+    (Case("networks", (7, 4, 3, 5), networks=132), _bench_jax.build_mapped_sharded),
+):
+    problem = make_problem(case, 0)
+    reference = solve(problem)
+    for what in ("forward", "gradient", "train"):
+        entrant = build(problem, what)
+        difference, allowed = compare(what, entrant.read(), reference, problem)
+        assert difference <= allowed, (case.kind, what, difference, allowed)
+        entrant.call()
 """
 
 
