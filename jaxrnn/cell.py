@@ -132,7 +132,11 @@ def product(x: Array, w: Array, *, axis: int = 1) -> Array:
 
 def input_product(params: RNNParams, x: Array) -> Array:
     """``U x + b`` for `x` [..., D]: all of the step that does not depend on the state."""
-    z = product(x, params.w_ih)
+    return add_bias(params, product(x, params.w_ih))
+
+
+def add_bias(params: RNNParams, z: Array) -> Array:
+    """``z + b`` for `z` [..., H]."""
     return z if params.b is None else z + jnp.broadcast_to(params.b.astype(z.dtype), z.shape)
 
 

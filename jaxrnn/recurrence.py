@@ -35,8 +35,9 @@ from jaxrnn._checks import (
     check_size,
 )
 from jaxrnn._scanning import (
+    InputProduct,
     Plan,
-    input_products_inside,
+    place_input_product,
     plan_chunks,
     replacement_marks,
     scan_chunks,
@@ -45,6 +46,7 @@ from jaxrnn._scanning import (
 from jaxrnn._types import Activation, Array, accumulation_dtype
 from jaxrnn.cell import (
     RNNParams,
+    add_bias,
     cast_params,
     check_params,
     check_state,
@@ -110,15 +112,12 @@ def unroll(
         xs = jnp.where(mask[..., None], xs, jnp.zeros_like(xs))  # NaN must not reach a product
     if resets is not None:
         resets = replacement_marks(resets, mask, reverse)
-    # Transposed once, out of every loop: the product of a row-major state with it is the fast one.
-    w_t = params.w_hh.T
     # Spread out of every loop, so that its cotangent is summed over the batch once, not every step.
     initial = jnp.broadcast_to(initial_unit_state(params, dtype), h0.shape)
 
-    weights = _Weights(params._replace(h0=None), w_t, initial)
+    weights = _Weights(params._replace(h0=None), initial)
     pieces = _Piece(xs, mask, resets)
-    inside = input_products_inside(h0, xs.shape[-1])
-    how = _How(activation, reverse, plan, inside)
+    how = _How(activation, reverse, plan, place_input_product(h0, xs.shape[-1]))
     if remat:
 
         def run(h: Array, chunk: tuple[_Piece, Any]) -> tuple[Array, Array]:
@@ -174,15 +173,9 @@ class _Piece(NamedTuple):
 
 
 class _Weights(NamedTuple):
-    """What the recurrence multiplies with: the parameters, without their initial state; the
-    transpose w_t of W; and the initial state [*B, H].
-
-    `w_t` stands beside W for speed alone: the rule takes the derivative through W. No
-    ``stop_gradient`` on `w_t`: inside a scan JAX may differentiate an already differentiated
-    `_recur` without its rule, and then the derivative comes through `w_t`."""
+    """The parameters, without their initial state, and the initial state [*B, H]."""
 
     params: RNNParams
-    w_t: Array
     initial: Array
 
 
@@ -192,26 +185,33 @@ class _How(NamedTuple):
     activation: Activation
     reverse: bool
     plan: Plan
-    input_products_inside: bool
+    input_product: InputProduct
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _recur(how: _How, weights: _Weights, h0: Array, pieces: _Piece) -> tuple[Array, Array]:
     """``h_t = f(U x_t + b + W h_{t-1})``: (h_last [*B, H], states [T, *B, H] held where masked)."""
 
+    params = weights.params
+    joined = how.input_product == "joined"
+    # Transposed once, out of every loop: the product of a row-major state with it is the fast one.
+    w_t = jnp.concatenate([params.w_ih.T, params.w_hh.T]) if joined else params.w_hh.T
+
     def run(h: Array, chunk: tuple[_Piece, Any]) -> tuple[Array, Array]:
         piece = chunk[0]
-        if not how.input_products_inside:
-            piece = piece._replace(xs=input_product(weights.params, piece.xs))
+        if how.input_product == "before":
+            piece = piece._replace(xs=input_product(params, piece.xs))
         return _scan(how, body, h, piece)
 
     def body(h: Array, piece: _Piece) -> tuple[Array, Array]:
-        z, mask, resets = piece
-        if how.input_products_inside:
-            z = input_product(weights.params, z)
+        x, mask, resets = piece
         before = _replace(resets, weights.initial, h)
-        after = how.activation(z + product(before, weights.w_t, axis=0)).astype(h.dtype)
-        after = _hold(mask, after, h)
+        if joined:
+            a = add_bias(params, product(jnp.concatenate([x, before], axis=-1), w_t, axis=0))
+        else:
+            z = x if how.input_product == "before" else input_product(params, x)
+            a = z + product(before, w_t, axis=0)
+        after = _hold(mask, how.activation(a).astype(h.dtype), h)
         return after, after
 
     return scan_chunks(run, h0, pieces, how.plan.chunk_size, reverse=how.reverse)

@@ -9,6 +9,7 @@ import pytest
 from jax.test_util import check_grads
 
 import jaxrnn
+from jaxrnn._scanning import place_input_product
 from tests import oracle
 from tests.checks import (
     JAX_ACTIVATIONS,
@@ -22,8 +23,9 @@ from tests.checks import (
 T, B, D, H = 11, 3, 2, 4
 DRAWS = 4
 CHUNKS = itertools.cycle([None, 1, 3, T, 16])
+PLACES = itertools.cycle(["before", "inside", "joined", "inside", "joined", "before", "joined"])
 CASES = [
-    (name, masked, marked, reverse, next(CHUNKS), remat)
+    (name, masked, marked, reverse, next(CHUNKS), remat, next(PLACES))
     for remat, (name, masked, marked, reverse) in zip(
         itertools.cycle([False, False, True]),
         itertools.product(JAX_ACTIVATIONS, (False, True), (False, True), (False, True)),
@@ -60,10 +62,13 @@ def both(function, **options):
     return run
 
 
-@pytest.mark.parametrize(("name", "masked", "marked", "reverse", "chunk_size", "remat"), CASES)
+@pytest.mark.parametrize(
+    ("name", "masked", "marked", "reverse", "chunk_size", "remat", "place"), CASES
+)
 def test_unroll_and_every_gradient_equal_the_oracle(
-    key, name, masked, marked, reverse, chunk_size, remat
+    key, monkeypatch, name, masked, marked, reverse, chunk_size, remat, place
 ):
+    monkeypatch.setattr("jaxrnn.recurrence.place_input_product", lambda h0, input_size: place)
     activation = JAX_ACTIVATIONS[name]
     run = both(
         jaxrnn.unroll, activation=activation, reverse=reverse, chunk_size=chunk_size, remat=remat
@@ -324,8 +329,21 @@ def test_the_chunks_chosen_by_default_change_nothing_but_rounding(key, shape):
     assert_close(got, expected, length=steps * batch)
 
 
+def test_inputs_are_multiplied_where_it_was_measured_to_be_fast():
+    def place(batch, inputs, units):
+        return place_input_product(jax.ShapeDtypeStruct((*batch, units), jnp.float32), inputs)
+
+    assert place((64,), 128, 256) == place((32,), 64, 32) == place((), 8, 64) == "before"
+    assert place((32,), 8, 32) == place((1024,), 8, 32) == "inside"
+    assert place((), 8, 16) == place((8,), 8, 16) == "joined"
+
+
+@pytest.mark.parametrize("place", ["before", "inside", "joined"])
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32, jnp.float64])
-def test_the_dtype_is_kept_and_low_precision_is_as_good_as_its_states(key, dtype):
+def test_the_dtype_is_kept_and_low_precision_is_as_good_as_its_states(
+    key, monkeypatch, dtype, place
+):
+    monkeypatch.setattr("jaxrnn.recurrence.place_input_product", lambda h0, input_size: place)
     arguments, mask, resets, cotangents = draw(key, dtype=jnp.float64)
     arguments, cotangents = jax.tree.map(lambda a: a.astype(dtype), (arguments, cotangents))
     got = both(jaxrnn.unroll, chunk_size=4)(arguments, mask, resets, cotangents)

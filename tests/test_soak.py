@@ -54,7 +54,7 @@ cases = st.builds(
     Case,
     seed=st.integers(0, 2**32 - 1),
     steps=st.sampled_from([0, 1, 2, 5, 9]),
-    batch=st.sampled_from([0, 1, 3]),
+    batch=st.sampled_from([0, 1, 3, 70]),  # so many multiply their inputs inside each step
     inputs=st.sampled_from([1, 3]),
     units=st.sampled_from([1, 4]),
     bias=st.booleans(),
