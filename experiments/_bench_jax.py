@@ -17,6 +17,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from experiments._bench_cases import LEARNING_RATE, Case, Pass, Problem, mean_square
 from experiments._bench_timing import Entrant, Program, Unavailable, compile_program
+from experiments._training import largest_divisor
 from jaxrnn import (
     Array,
     RNNParams,
@@ -32,7 +33,7 @@ from jaxrnn.sharding import data_mesh, make_sharded_train_step, replicate, shard
 Outputs = Callable[[Any, Any], Array]
 Loss = Callable[[Any, Any], Array]
 
-_BLOCK = 64  # networks at a time
+_BLOCK = 64  # networks at a time on one device
 
 
 class Training(NamedTuple):
@@ -308,10 +309,11 @@ def _enter_mapped(
 
 def _split_evenly(number: int, things: str) -> Mesh:
     """As many devices as divide `number`."""
-    count = max(n for n in range(1, len(jax.devices()) + 1) if number % n == 0)
+    devices = jax.devices()
+    count = largest_divisor(number, len(devices))
     if count == 1:
-        raise Unavailable(f"{len(jax.devices())} device(s) for {things.format(number)}")
-    return data_mesh(jax.devices()[:count])
+        raise Unavailable(f"{len(devices)} device(s) for {things.format(number)}")
+    return data_mesh(devices[:count])
 
 
 def _library_outputs(case: Case) -> Outputs:

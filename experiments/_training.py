@@ -167,10 +167,10 @@ def _place(task: Task, networks: int, devices: int | None) -> _Placed:
     if devices is not None and devices > len(there):
         raise InputError(f"--devices is {devices}, but there are {len(there)}")
     most = devices or len(there)
-    over_networks = _largest_divisor(networks, most)
+    over_networks = largest_divisor(networks, most)
     if over_networks > 1 or task.shard_step is None:
         return _Placed(task, data_mesh(there[:over_networks]), networks_split=True)
-    mesh = data_mesh(there[: _largest_divisor(task.batch_size, most)])
+    mesh = data_mesh(there[: largest_divisor(task.batch_size, most)])
     if mesh.size > 1:
         task = dataclasses.replace(task, train_step=task.shard_step(mesh))
     return _Placed(task, mesh, networks_split=False)
@@ -181,7 +181,8 @@ def _gather(tree: Any) -> Any:
     return jax.device_put(tree, jax.devices()[0])
 
 
-def _largest_divisor(number: int, most: int) -> int:
+def largest_divisor(number: int, most: int) -> int:
+    """The largest divisor of `number` that is `most` at most."""
     return max(divisor for divisor in range(1, most + 1) if number % divisor == 0)
 
 

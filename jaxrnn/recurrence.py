@@ -2,7 +2,7 @@
 
 Everything in a vanilla network that is not the recurrence is one large matrix product::
 
-    forward   zs = xs U^T + b                  one product over all steps, unless it is tiny
+    forward   zs = xs U^T + b                  one product over all steps; if small, in each
               h_t = f(zs_t + W h_{t-1})        a scan: one small product, one activation
     tangent   dz = dzs + hprev dW^T            one product over all steps
               dh_t = f'(a_t) (dz_t + W dh_{t-1})          a linear scan
@@ -191,7 +191,6 @@ class _How(NamedTuple):
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _recur(how: _How, weights: _Weights, h0: Array, pieces: _Piece) -> tuple[Array, Array]:
     """``h_t = f(U x_t + b + W h_{t-1})``: (h_last [*B, H], states [T, *B, H] held where masked)."""
-
     params = weights.params
     joined = how.input_product == "joined"
     # Transposed once, out of every loop: the product of a row-major state with it is the fast one.

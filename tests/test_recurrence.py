@@ -416,9 +416,8 @@ def test_asking_for_the_last_state_alone_needs_memory_that_does_not_grow_with_th
         jaxrnn.stack(jaxrnn.vanilla_rnn(D, 64), jaxrnn.vanilla_rnn(64, 64), jaxrnn.dense(64, 1)),
         128,
     )
-    layers = [
-        jaxrnn.vanilla_rnn(D, units) for units in (64, 96)
-    ]  # inputs multiplied inside, before
+    # 64 units multiply their inputs inside each step, 96 before all of them.
+    layers = [jaxrnn.vanilla_rnn(D, units) for units in (64, 96)]
 
     def temporary_bytes(layer, steps):
         params = layer.init(key)
