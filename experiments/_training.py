@@ -47,8 +47,9 @@ class TrainConfig(RunConfig):
     patience: Positive = 10
     """Validations without a new best after which a network has stopped."""
     devices: Positive | None = None
-    """Devices to train on, all by default (a CPU's are its cores): each has some of the networks,
-    or where these cannot be split evenly a part of each batch. Results differ in rounding."""
+    """Devices to train on (a CPU's are its cores), each with some of the networks: by default as
+    many as divide these evenly. Where a number is given that divides no networks, the batches are
+    split instead. Results differ in rounding."""
     save_seconds: NotNegative = 30.0
     """Save at the first validation that is this many seconds after the last save; 0: at each."""
 
@@ -162,13 +163,13 @@ def train(
 
 
 def _place(task: Task, networks: int, devices: int | None) -> _Placed:
-    """The task on as many devices as divide its networks evenly, or else its batch."""
+    """The task on as many devices as divide its networks evenly, or else, if asked, its batch."""
     there = jax.devices()
     if devices is not None and devices > len(there):
         raise InputError(f"--devices is {devices}, but there are {len(there)}")
     most = devices or len(there)
     over_networks = largest_divisor(networks, most)
-    if over_networks > 1 or task.shard_step is None:
+    if over_networks > 1 or devices is None or task.shard_step is None:
         return _Placed(task, data_mesh(there[:over_networks]), networks_split=True)
     mesh = data_mesh(there[: largest_divisor(task.batch_size, most)])
     if mesh.size > 1:

@@ -133,12 +133,19 @@ def train_on_two_devices():
         make_task(), train_step=make_train_step(loss_of, OPTIMIZER), make_batch=make_batch
     )
     in_batches = dataclasses.replace(task, batch_size=6, shard_step=shard)
-    for seeds, one, split in ((4, in_batches, []), (3, in_batches, [2]), (3, task, [])):
+    cases = (
+        (4, in_batches, None, []),
+        (4, in_batches, 2, []),
+        (3, in_batches, None, []),
+        (3, in_batches, 2, [2]),
+        (3, task, 2, []),
+    )
+    for seeds, one, devices, split in cases:
         split_over = []
         alone = dataclasses.replace(config, seeds=seeds, devices=1)
         expected = train(one, start(seeds), alone, ignore)
-        folder = Path(f"{seeds} {len(split)}")
-        both = dataclasses.replace(config, seeds=seeds, folder=folder)
+        folder = Path(f"{seeds} {devices} {len(split)}")
+        both = dataclasses.replace(config, seeds=seeds, devices=devices, folder=folder)
         with pytest.raises(Interrupted):
             train(one, start(seeds), both, interrupt_after(2))
         resumed = dataclasses.replace(both, folder=None, resume=folder)
