@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +15,17 @@ from jaxrnn._checks import as_array, check_bool, check_floating, check_size
 from jaxrnn._types import Array, accumulation_dtype
 
 
-class PackedSequences(NamedTuple):
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["xs", "resets", "mask"],
+    meta_fields=["rows", "starts", "lengths"],
+)
+@dataclass(frozen=True, eq=False)
+class PackedSequences:
     """Sequences laid end to end, in one row or in several of about the same length.
+
+    A pytree of its arrays; the places of the sequences are static, and a jitted function is
+    compiled anew for others.
 
     xs:      [T, *F], or [T, R, *F] in R rows.
     resets:  [T] or [T, R] bool, True at each sequence's first step.

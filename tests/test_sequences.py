@@ -150,6 +150,25 @@ def test_unpack_sequences_takes_outputs_of_any_width():
     assert_identical(jaxrnn.unpack_sequences(ys, packed), expected)
 
 
+@pytest.mark.parametrize("num_rows", [None, 2])
+def test_packed_sequences_go_through_jit(num_rows):
+    traces = []
+
+    @jax.jit
+    def negate(packed):
+        traces.append(None)
+        return jaxrnn.unpack_sequences(-packed.xs, packed), packed
+
+    for factor in (1, 2):
+        sequences = [factor * s for s in numbered([2, 0, 3], (1,))]
+        got, packed = negate(jaxrnn.pack_sequences(sequences, num_rows=num_rows))
+        assert_identical(got, [-s for s in sequences])
+        assert_identical(jaxrnn.unpack_sequences(packed.xs, packed), sequences)
+    assert len(traces) == 1
+    negate(jaxrnn.pack_sequences(numbered([3, 2, 0], (1,)), num_rows=num_rows))
+    assert len(traces) == 2
+
+
 # Sequences of every kind through a layer: long, of one step, of none.
 LENGTHS, D, H = (4, 0, 1, 7, 3), 2, 3
 T = max(LENGTHS)
