@@ -34,13 +34,13 @@ def check_size(name: str, value: Any, *, at_least: int = 1) -> int:
     return int(value)
 
 
-def check_fraction(name: str, value: Any) -> float:
-    """Return `value` as a float in [0, 1)."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} is {value!r}, expected a number from 0 up to but not including 1")
-    if not 0 <= float(value) < 1:
-        raise ValueError(f"{name} is {value}, expected a number from 0 up to but not including 1")
-    return float(value)
+def check_fraction(name: str, value: Any) -> float | Array:
+    """Return `value` as a float in [0, 1), or a traced scalar as it is."""
+    expected = "a number from 0 up to but not including 1"
+    number = _as_number(name, value, expected)
+    if isinstance(number, float) and not 0 <= number < 1:
+        raise ValueError(f"{name} is {value}, expected {expected}")
+    return number
 
 
 def check_floating(name: str, array: Array) -> None:
@@ -144,12 +144,25 @@ def check_floating_dtype(name: str, dtype: Any) -> np.dtype:
     return requested
 
 
-def check_positive(name: str, value: Any) -> float:
-    """Return `value` as a finite float above zero."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} is {value!r}, expected a positive number")
-    if not 0 < float(value) < float("inf"):
+def check_positive(name: str, value: Any) -> float | Array:
+    """Return `value` as a finite float above zero, or a traced scalar as it is."""
+    number = _as_number(name, value, "a positive number")
+    if isinstance(number, float) and not 0 < number < float("inf"):
         raise ValueError(f"{name} is {value}, expected a positive number")
+    return number
+
+
+def _as_number(name: str, value: Any, expected: str) -> float | Array:
+    """A real number as a float; a traced scalar, whose value is not known yet, as it is."""
+    if isinstance(value, (jax.Array, np.ndarray)):
+        real = jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)
+        if value.shape or not real:
+            raise ValueError(
+                f"{name} has dtype {value.dtype} and shape {value.shape}, expected {expected}"
+            )
+        return value if isinstance(value, jax.core.Tracer) else float(value)
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} is {value!r}, expected {expected}")
     return float(value)
 
 

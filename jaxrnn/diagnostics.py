@@ -283,7 +283,7 @@ def saturated_fraction(
             f"activation is {activation!r:.60}, expected tanh, sigmoid, relu or "
             "identity from jax.numpy or jax.nn"
         )
-    threshold = check_fraction("threshold", threshold)
+    check_fraction("threshold", threshold)
     hs = as_array("hs", hs)
     check_floating("hs", hs)
     hs = hs.astype(accumulation_dtype(hs.dtype))
@@ -318,7 +318,8 @@ def fixed_points(
     high-dimensional recurrent neural networks"; they minimise by other methods.
     """
     num_steps = check_size("num_steps", num_steps)
-    tolerance = None if tolerance is None else check_positive("tolerance", tolerance)
+    if tolerance is not None:
+        check_positive("tolerance", tolerance)
     x = zero_input(layer, params) if x is None else as_array("x", x)
     check_starts(starts)
     flat = flat_step(layer, params, jax.tree.map(lambda leaf: leaf[0], starts), x, name="x")

@@ -1,7 +1,8 @@
 """Initializers for the recurrent matrix, in the protocol of ``jax.nn.initializers``.
 
-Each function returns an initializer ``(key, shape, dtype=float32) -> array``. For the input matrix
-use ``jax.nn.initializers`` itself: `init_rnn` calls it with the shape ``(D, H)`` that it expects.
+Each function returns an initializer ``(key, shape, dtype=float32) -> array``. Its argument may be a
+traced scalar, so that ``vmap`` draws networks of many gains or radii. For the input matrix use
+``jax.nn.initializers`` itself: `init_rnn` calls it with the shape ``(D, H)`` that it expects.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from jaxrnn._checks import check_floating_dtype, check_positive
 from jaxrnn._types import Array, Initializer, Key, Shape, accumulation_dtype
 
 
-def orthogonal(gain: float = 1.0) -> Initializer:
+def orthogonal(gain: float | Array = 1.0) -> Initializer:
     """A random orthogonal matrix times `gain`: it keeps the norm of the state it multiplies.
 
     The default of the recurrent matrix, as in flax and Keras. Uniform over the orthogonal group, as
@@ -45,12 +46,12 @@ def orthogonal(gain: float = 1.0) -> Initializer:
 
         q = lax.fori_loop(0, size - 1, reflect, jnp.eye(size, dtype=gaussian.dtype))
         signs = jnp.where(jnp.diagonal(gaussian) < 0, -1.0, 1.0).at[:-1].multiply(-1)
-        return (gain * q * signs.astype(q.dtype)[None, :]).astype(dtype)
+        return (jnp.asarray(gain, q.dtype) * q * signs.astype(q.dtype)[None, :]).astype(dtype)
 
     return init
 
 
-def identity(gain: float = 1.0) -> Initializer:
+def identity(gain: float | Array = 1.0) -> Initializer:
     """The identity times `gain`: with relu, the IRNN.
 
     Source: Le, Jaitly & Hinton 2015, "A simple way to initialize recurrent networks of rectified
@@ -62,12 +63,12 @@ def identity(gain: float = 1.0) -> Initializer:
         del key
         _check_square(shape)
         dtype = check_floating_dtype("dtype", dtype)
-        return gain * jnp.eye(shape[0], dtype=dtype)
+        return jnp.asarray(gain, dtype) * jnp.eye(shape[0], dtype=dtype)
 
     return init
 
 
-def scaled_spectral_radius(radius: float) -> Initializer:
+def scaled_spectral_radius(radius: float | Array) -> Initializer:
     """A matrix of normal entries scaled so that its largest absolute eigenvalue is `radius`.
 
     Below 1 the state forgets, above 1 it can grow. The eigenvalue is found by Gelfand's formula,
@@ -83,12 +84,13 @@ def scaled_spectral_radius(radius: float) -> Initializer:
         _check_square(shape)
         dtype = check_floating_dtype("dtype", dtype)
         w = jax.random.normal(key, shape, accumulation_dtype(dtype))
-        return (w * (radius / _largest_absolute_eigenvalue(w))).astype(dtype)
+        scale = jnp.asarray(radius, w.dtype) / _largest_absolute_eigenvalue(w)
+        return (w * scale).astype(dtype)
 
     return init
 
 
-def normal(stddev: float | None = None) -> Initializer:
+def normal(stddev: float | Array | None = None) -> Initializer:
     """Independent normal entries; `stddev` is 1/sqrt(H) unless given.
 
     With 1/sqrt(H) the spectral radius tends to 1 as H grows (Girko's circular law).
@@ -98,13 +100,13 @@ def normal(stddev: float | None = None) -> Initializer:
     def init(key: Key, shape: Shape, dtype: Any = jnp.float32) -> Array:
         dtype = check_floating_dtype("dtype", dtype)
         scale = _one_over_sqrt_units(shape) if stddev is None else stddev
-        return scale * jax.random.normal(key, shape, dtype)
+        return jnp.asarray(scale, dtype) * jax.random.normal(key, shape, dtype)
 
     return init
 
 
-def uniform(bound: float | None = None) -> Initializer:
-    """Independent uniform entries in (-bound, bound); `bound` is 1/sqrt(H) unless given.
+def uniform(bound: float | Array | None = None) -> Initializer:
+    """Independent uniform entries in [-bound, bound); `bound` is 1/sqrt(H) unless given.
 
     For the recurrent matrix this is the default of ``torch.nn.RNN``.
     """

@@ -117,13 +117,14 @@ def embedding(
     return _pointwise(num_tokens, output_size, init, apply, tokens=True)
 
 
-def dropout(size: int, rate: float, *, shared_over_time: bool = False) -> Layer:
+def dropout(size: int, rate: float | Array, *, shared_over_time: bool = False) -> Layer:
     """Set features to zero with probability `rate` and scale the others by 1 / (1 - rate).
 
-    It acts only where `unroll` is given a key. With `shared_over_time` a sequence keeps the same
-    units at all its steps, and the state carries them, so that pieces of a sequence keep them too
-    (Gal & Ghahramani 2016, "A theoretically grounded application of dropout in recurrent neural
-    networks"). Parameters: (). State: (), or `DropoutState`.
+    It acts only where `unroll` is given a key. `rate` may be a traced scalar. With
+    `shared_over_time` a sequence keeps the same units at all its steps, resets or not, and the
+    state carries them, so that pieces of a sequence keep them too (Gal & Ghahramani 2016, "A
+    theoretically grounded application of dropout in recurrent neural networks"). Parameters: ().
+    State: (), or `DropoutState`.
     """
     size = check_size("size", size)
     rate = check_fraction("rate", rate)
@@ -133,7 +134,7 @@ def dropout(size: int, rate: float, *, shared_over_time: bool = False) -> Layer:
         return ()
 
     def drop(keep: Array, xs: Array) -> Array:
-        return jnp.where(keep, xs / (1 - rate), jnp.zeros_like(xs))
+        return jnp.where(keep, xs / jnp.asarray(1 - rate, xs.dtype), jnp.zeros_like(xs))
 
     def apply(params: tuple[()], xs: Array, key: Key | None) -> Array:
         check_empty("params", params)

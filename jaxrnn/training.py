@@ -189,7 +189,7 @@ def fit(
     return state, _concatenate(history)
 
 
-def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
+def clip_by_global_norm(max_norm: float | Array) -> optax.GradientTransformation:
     """Scale the gradient down to a global norm of `max_norm` where it is larger.
 
     As ``optax.clip_by_global_norm``, which squares the gradient as it stands: where that overflows
@@ -215,7 +215,7 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
         unit = jnp.where(largest == 0, jnp.ones_like(largest), jnp.minimum(largest, most))
         squares = [jnp.sum(jnp.square(leaf.astype(dtype) / unit)) for leaf in leaves]
         norm = jnp.sqrt(sum(squares, start=jnp.zeros((), dtype)))  # at least 1 where not all are 0
-        factor = jnp.minimum(max_norm / norm, unit)
+        factor = jnp.minimum(jnp.asarray(max_norm, dtype) / norm, unit)
 
         def scale(leaf: Array) -> Array:
             return (leaf.astype(dtype) / unit * factor).astype(leaf.dtype)

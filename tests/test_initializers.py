@@ -44,6 +44,22 @@ def test_an_initializer_under_jit_and_vmap_draws_what_it_draws_alone(name):
     assert np.unique(alone).size == alone.size
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", MAKERS)
+def test_an_initializer_is_mapped_over_its_argument(key, name, dtype):
+    make = getattr(initializers, name)
+
+    def draw(value):
+        return make(value)(key, (8, 8), dtype)
+
+    values = jnp.array([0.25, 0.9, 1.7], jnp.float32)
+    mapped = jax.jit(jax.vmap(draw))(values)
+    alone = jnp.stack([draw(float(value)) for value in values])
+    assert mapped.dtype == dtype
+    assert_close(mapped, alone, length=8)
+    assert_identical(draw(values[1]), alone[1])
+
+
 # Orthogonal and identity
 
 

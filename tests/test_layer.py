@@ -338,6 +338,20 @@ def test_dropout_keeps_the_mean_and_draws_anew_at_each_step_and_sequence(key):
     assert_identical(layer.unroll((), None, xs)[1], xs)
 
 
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_dropout_is_mapped_over_rates(key, shared, dtype):
+    xs = jnp.ones((7, 3, 50), dtype)
+
+    def drop(rate):
+        return jaxrnn.dropout(50, rate, shared_over_time=shared).unroll((), None, xs, key=key)[1]
+
+    rates = jnp.array([0.0, 0.25, 0.5])
+    alone = jnp.stack([drop(float(rate)) for rate in rates])
+    assert_identical(jax.jit(jax.vmap(drop))(rates), alone)
+    assert alone.dtype == dtype
+
+
 def test_dropout_shared_over_time_keeps_one_pattern_a_sequence_in_pieces_and_chunks(key):
     layer = jaxrnn.dropout(50, 0.4, shared_over_time=True)
     xs = jnp.ones((12, 30, 50))

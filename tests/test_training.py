@@ -570,6 +570,15 @@ def test_clipping_maps_over_gradients_and_leaves_out_what_is_none():
     assert clip({"none": None}) == {"none": None}
 
 
+def test_clipping_maps_over_norms():
+    norms = jnp.array([1e-3, 1.0, 1e3])
+    grads = random_gradient(1.0)
+    mapped = jax.jit(jax.vmap(lambda max_norm: clip(grads, max_norm)))(norms)
+    for place, max_norm in enumerate(norms):
+        got = jax.tree.map(lambda leaf, place=place: leaf[place], mapped)
+        assert_close(got, clip(grads, float(max_norm)), length=23)
+
+
 def test_a_mixture_of_dtypes_is_clipped_by_one_norm():
     grads = {
         "a": jnp.array([3e30], np.float32),
