@@ -145,11 +145,17 @@ def step_keys(state: TrainState) -> tuple[Key, Key]:
 
 
 def check_loss(result: Any) -> None:
-    """Refuse what is not a scalar floating-point loss with a dict of metrics."""
+    """Refuse what is not a scalar floating-point loss with a dict of metrics of other names than
+    those that the step adds."""
     if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], Mapping):
         kinds = result if isinstance(result, tuple) else (result,)
         got = ", ".join(type(part).__name__ for part in kinds)
         raise TypeError(f"loss_fn returns ({got}), expected (loss, dict of metrics)")
+    taken = [name for name in ("loss", "grad_norm", "skipped") if name in result[1]]
+    if taken:
+        raise ValueError(
+            f"loss_fn returns the metrics {taken}, expected other names than the step's"
+        )
     loss = jnp.asarray(result[0])
     check_shape("loss", loss, ())
     check_floating("loss", loss)

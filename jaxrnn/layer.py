@@ -159,7 +159,9 @@ def scanned(
 
     def layer_step(params: Params, state: State, x: Array) -> tuple[State, Array]:
         x = check_inputs("x", x, input_size, "[*B, D]")
-        state = initial_state(params, x.shape[:-1]) if state is None else state
+        initial = initial_state(params, x.shape[:-1])
+        state = initial if state is None else state
+        _check_state(state, initial)
         return step(params, state, x)
 
     def layer_unroll(

@@ -192,6 +192,8 @@ def initializer_rows():
     ]:
         label = maker.__name__
         yield from numbers(label, maker, name, POSITIVE)
+        for bad, got in [(ones(2), "(2,)"), (bools(), "bool"), (complexes(), "complex64")]:
+            yield f"{label}: {name} {got}", functools.partial(maker, bad), ValueError, name, got
         for dtype in (np.int32, np.complex64):
             call = functools.partial(maker(1.0), KEY, (H, H), dtype)
             yield f"{label}: {dtype.__name__}", call, ValueError, "dtype", dtype.__name__
@@ -351,6 +353,9 @@ def scanned_rows():
         ("state in a tuple", {1: (X,)}, ValueError, "state", "(*,)"),
     ]
     yield from of_layer("scanned", good, (), XS, rows)
+    for what, state, got in [("without batch", ones(D), "(3,)"), ("in a tuple", (X,), "(*,)")]:
+        call = functools.partial(good.step, (), state, X)
+        yield f"scanned: step with a state {what}", call, ValueError, "state", got
 
 
 def compose_rows():
@@ -567,6 +572,13 @@ def training_rows():
         ("a vector", lambda params, batch, key: (params, {}), ValueError, "loss", "(2,)"),
         ("of ints", lambda params, batch, key: (jnp.int32(1), {}), ValueError, "loss", "int32"),
         ("without metrics", lambda params, batch, key: params[0], TypeError, "loss_fn", "Tracer"),
+        (
+            "with a metric of the step's",
+            lambda params, batch, key: (params[0], {"loss": params[0], "mine": params[1]}),
+            ValueError,
+            "loss_fn",
+            "['loss']",
+        ),
         (
             "with metrics in a list",
             lambda params, batch, key: (params[0], [1.0]),
