@@ -27,6 +27,7 @@ from matplotlib.colors import LogNorm
 from pydantic import Field
 
 from experiments._figures import SERIES, saved_figure, say
+from experiments._problems import Batch, draw_adding
 from experiments._report import Data, Finding, Result, Tick, within
 from experiments._training import (
     Positive,
@@ -106,33 +107,22 @@ def run(config: Config, progress: Tick) -> Result:
     return Result(data, _judge(data))
 
 
-def _network(config: Config) -> Layer:
-    radius = initializers.scaled_spectral_radius(1.0)
-    return stack(vanilla_rnn(2, config.hidden_size, w_hh_init=radius), dense(config.hidden_size, 1))
+def _network(config: Config, radius: float | Array = 1.0) -> Layer:
+    """The network; the spectral radius is that of its initial recurrent matrix."""
+    w_hh_init = initializers.scaled_spectral_radius(radius)
+    rnn = vanilla_rnn(2, config.hidden_size, w_hh_init=w_hh_init)
+    return stack(rnn, dense(config.hidden_size, 1))
 
 
-def _draw(key: Key, length: int, batch_size: int) -> tuple[Array, Array]:
-    """Pairs [T, B, 2] of a number and a mark, and the sums [B] of the marked numbers."""
-    key_numbers, *key_marks = jax.random.split(key, 3)
-    numbers = jax.random.uniform(key_numbers, (length, batch_size))
-    half = length // 2
-    first = jax.random.randint(key_marks[0], (batch_size,), 0, half)
-    second = jax.random.randint(key_marks[1], (batch_size,), half, length)
-    steps = jnp.arange(length)[:, None]
-    marks = ((steps == first) | (steps == second)).astype(numbers.dtype)
-    return jnp.stack([numbers, marks], axis=-1), jnp.sum(numbers * marks, axis=0)
-
-
-def _loss(network: Layer, params: Params, batch: tuple[Array, Array]) -> Array:
-    xs, sums = batch
-    answers = network.unroll(params, None, xs)[1][-1, :, 0]
-    return jnp.mean((answers - sums) ** 2)
+def _loss(network: Layer, params: Params, batch: Batch) -> Array:
+    answers = network.unroll(params, None, batch.xs)[1][-1, :, 0]
+    return jnp.mean((answers - batch.targets) ** 2)
 
 
 def _make_task(config: Config, network: Layer) -> tuple[Task, TrainState]:
     """The networks [S * learning rates * radii]; each has its learning rate in its own state."""
     key_grid, key_validation = _split(config)[:2]
-    validation = _draw(key_validation, config.length, config.test_sequences)
+    validation = draw_adding(key_validation, config.length, config.test_sequences)
 
     def loss_of(params: Params, batch: Any, key: Key) -> tuple[Array, dict[str, Array]]:
         del key
@@ -140,15 +130,14 @@ def _make_task(config: Config, network: Layer) -> tuple[Task, TrainState]:
 
     def make_batch(key: Key, step: Array) -> Any:
         del step
-        return _draw(key, config.length, config.batch_size)
+        return draw_adding(key, config.length, config.batch_size)
 
     def make_optimizer(learning_rate: Any) -> Any:
         return optax.inject_hyperparams(_clipped_adam)(learning_rate=learning_rate)
 
     def start(key: Key, learning_rate: Array, radius: Array) -> TrainState:
         key_params, key_run = jax.random.split(key)
-        recurrent, readout = network.init(key_params)
-        params = (recurrent._replace(w_hh=recurrent.w_hh * radius), readout)
+        params = _network(config, radius).init(key_params)
         return init_train_state(params, make_optimizer(learning_rate), key_run)
 
     over_radii = jax.vmap(start, in_axes=(None, None, 0))
@@ -184,7 +173,7 @@ def _take(params: Params, grid: tuple[int, ...], cell: Any) -> Params:
 
 def _test(config: Config, network: Layer, params: Params) -> Array:
     """The losses [S] on sequences that nothing was chosen on."""
-    batch = _draw(_split(config)[2], config.length, config.test_sequences)
+    batch = draw_adding(_split(config)[2], config.length, config.test_sequences)
     return jax.vmap(lambda params: _loss(network, params, batch))(params)
 
 
