@@ -36,6 +36,7 @@ def judge(data: Data) -> list[Finding]:
         _judge_gradient(rows),
         _judge_all_devices(rows, data["devices"]),
         _judge_rate(rows, data["product_gigaflops"]),
+        _judge_chunks(data["chunks"]),
         _judge_networks(rows, LOOP, 10),
         _judge_networks(rows, PLAIN, 1),
         _judge_compiling(data["compiling"]),
@@ -135,6 +136,20 @@ def _judge_rate(rows: list[Data], rate: float) -> Finding:
     listed = ", ".join(f"{case} {what} {value:.2f}" for (case, what), value in reached.items())
     holds = min(value for value in judged if value is not None) >= 0.9
     return Finding("rate", claim, criterion, f"{listed} of {rate:.0f} GFlop/s", holds)
+
+
+def _judge_chunks(chunks: list[Data]) -> Finding:
+    claim = "On one device the chunk that unroll chooses is about the best."
+    criterion = "the gradient within 1.1 times of the fastest of a sweep of chunks, at every shape"
+    if not chunks:
+        return Unmeasured("chunk", claim, criterion, "no single layer was timed", False)
+    best = {row["case"]: int(np.argmin(row["swept"])) for row in chunks}
+    ratios = {row["case"]: row["own"] / row["swept"][best[row["case"]]] for row in chunks}
+    listed = ", ".join(
+        f"{row['case']} {ratios[row['case']]:.2f} of that with {row['sizes'][best[row['case']]]}"
+        for row in chunks
+    )
+    return Finding("chunk", claim, criterion, f"{listed} steps", max(ratios.values()) <= 1.1)
 
 
 def _judge_networks(rows: list[Data], other: str, mark: float) -> Finding:

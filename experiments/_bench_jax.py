@@ -160,9 +160,9 @@ def build_plain(problem: Problem, what: Pass) -> Entrant:
     return enter(run_over_padding(_plain_outputs, _device(problem.params), problem), what)
 
 
-def build_library(problem: Problem, what: Pass) -> Entrant:
+def build_library(problem: Problem, what: Pass, chunk_size: int | None = None) -> Entrant:
     """The library on one device, with its mask and its training step."""
-    outputs = _library_outputs(problem.case)
+    outputs = _library_outputs(problem.case, chunk_size)
     loss = _loss_of(outputs)
     gradient = jax.value_and_grad(loss)
     batch = _device((problem.xs, problem.mask))
@@ -316,10 +316,10 @@ def _split_evenly(number: int, things: str) -> Mesh:
     return data_mesh(devices[:count])
 
 
-def _library_outputs(case: Case) -> Outputs:
+def _library_outputs(case: Case, chunk_size: int | None = None) -> Outputs:
     inputs, units = case.shape[2:]
-    layers = [vanilla_rnn(width, units) for width in [inputs] + [units] * (case.layers - 1)]
-    network = stack(*layers)
+    widths = [inputs] + [units] * (case.layers - 1)
+    network = stack(*(vanilla_rnn(width, units, chunk_size=chunk_size) for width in widths))
 
     def outputs(weights: Any, batch: Any) -> Array:
         xs, mask = batch

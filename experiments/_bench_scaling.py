@@ -1,4 +1,4 @@
-"""How compile time and time per step change with the length of the sequence."""
+"""How compile time and time per step change with the length of the sequence and of its chunks."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import statistics
 from collections.abc import Sequence
 
 from experiments._bench_cases import Case, make_problem
-from experiments._bench_jax import BUILDERS, gradient_program
+from experiments._bench_jax import BUILDERS, build_library, gradient_program
 from experiments._bench_timing import Call, interleave, time_once
 from experiments._report import Data
+from experiments._training import largest_divisor
 
 NAMES = ("jaxrnn", "plain scan")
 _REPEATS = 3
 _SMALL = (32, 8, 32)  # B, D, H of the network that is compiled at every length
 _LONG = (1, 8, 64)  # ... and of the one that runs over every length
+_SHORTEST_CHUNK = 8
 _GROWTH = 3.0  # of the time per step from one length to the next, where measuring stops
 
 
@@ -62,3 +64,26 @@ def measure_lengths(lengths: Sequence[int], seed: int, seconds: float, least_rou
         for (name, length), value in (first | medians).items()
     ]
     return {"rows": rows, "stopped": stopped}
+
+
+def measure_chunks(
+    cases: Sequence[Case], seed: int, seconds: float, least_rounds: int
+) -> list[Data]:
+    """Milliseconds of the gradient of each single layer with the chunk that `unroll` chooses, and
+    with chunks of about T, T/2, T/4, ... steps, each a divisor of T."""
+    rows = []
+    for case in cases:
+        if case.kind != "shape":
+            continue
+        problem, steps = make_problem(case, seed), case.shape[0]
+        sizes = {
+            largest_divisor(steps, steps >> halvings) for halvings in range(steps.bit_length())
+        }
+        swept = [size for size in sorted(sizes) if size >= min(_SHORTEST_CHUNK, steps)]
+        calls = {
+            size: build_library(problem, "gradient", size or None).call for size in (0, *swept)
+        }
+        times = interleave(calls, seconds, least_rounds)
+        own, *others = (1e3 * statistics.median(values) for values in times.values())
+        rows.append({"case": case.name, "own": own, "sizes": swept, "swept": others})
+    return rows
