@@ -18,6 +18,13 @@ def pytest_terminal_summary(terminalreporter, config):
         terminalreporter.write_line(f"SOAK_SEED={os.environ['SOAK_SEED']}")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+    """Each compiled program is some pieces of mapped memory, of which a process has a limit."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def key():
     return jax.random.key(0)

@@ -5,6 +5,7 @@ seeds of its own that it prints (`SOAK_SEED=N pytest -m soak` repeats a run).
 """
 
 import functools
+import itertools
 import os
 from typing import NamedTuple
 
@@ -83,9 +84,11 @@ def soak(prove):
         @given(case=cases)
         def run(case):
             prove(case, *draw(case))
+            if next(drawn) % 25 == 0:
+                jax.clear_caches()  # a process may map only so many pieces of memory
 
+        drawn = itertools.count(1)
         run()
-        jax.clear_caches()
 
     test.__name__ = prove.__name__
     return test
