@@ -42,6 +42,7 @@ def judge(data: Data) -> list[Finding]:
         _judge_compiling(data["compiling"]),
         _judge_flatness(data["compiling"]),
         _judge_lengths(data["lengths"]),
+        _judge_memory(data["memory"]),
     ]
 
 
@@ -220,6 +221,22 @@ def _judge_lengths(lengths: Data) -> Finding:
         return Finding("long", claim, criterion, measured, False)
     growth = steps[longest] / steps[shorter]
     return Finding("long", claim, criterion, f"{growth:.2f} times: {listed}", growth <= 1.2)
+
+
+def _judge_memory(memory: Data) -> Finding:
+    megabytes, seconds = memory["megabytes"], memory["seconds"]
+    return Finding(
+        "memory",
+        f"In chunks, recomputed, the gradient of {memory['case']} and a readout needs less memory.",
+        "at most a tenth of the plain scan's temporary memory and 1.5 times its time; the same "
+        "gradient, up to rounding",
+        f"{megabytes[OURS]:.3g} against {megabytes[PLAIN]:.4g} MB, {seconds[OURS]:.2g} against "
+        f"{seconds[PLAIN]:.2g} s; the gradients differ by {memory['difference']:.0e}, "
+        f"{memory['allowed']:.0e} allowed",
+        10 * megabytes[OURS] <= megabytes[PLAIN]
+        and seconds[OURS] <= 1.5 * seconds[PLAIN]
+        and memory["difference"] <= memory["allowed"],
+    )
 
 
 def _ours(times: dict[str, float]) -> float:

@@ -1,21 +1,26 @@
-"""How compile time and time per step change with the length of the sequence and of its chunks."""
+"""How compile time, time per step and memory depend on the length of a sequence and its chunks."""
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 
-from experiments._bench_cases import Case, make_problem
+import jax
+
+from experiments._bench_cases import Case, Shape4, compare_gradients, make_problem, mean_square
 from experiments._bench_jax import BUILDERS, build_library, gradient_program
-from experiments._bench_timing import Call, interleave, time_once
+from experiments._bench_timing import Call, compile_program, interleave, time_once
 from experiments._report import Data
 from experiments._training import largest_divisor
+from jaxrnn import Array, Params, chunked, dense, stack, unroll_plain, vanilla_rnn
 
 NAMES = ("jaxrnn", "plain scan")
 _REPEATS = 3
 _SMALL = (32, 8, 32)  # B, D, H of the network that is compiled at every length
 _LONG = (1, 8, 64)  # ... and of the one that runs over every length
 _SHORTEST_CHUNK = 8
+_ROUNDS = 3  # of the network whose memory is measured; one takes many seconds
 _GROWTH = 3.0  # of the time per step from one length to the next, where measuring stops
 
 
@@ -87,3 +92,44 @@ def measure_chunks(
         own, *others = (1e3 * statistics.median(values) for values in times.values())
         rows.append({"case": case.name, "own": own, "sizes": swept, "swept": others})
     return rows
+
+
+def measure_memory(shape: Shape4, layers: int, seed: int) -> Data:
+    """Temporary megabytes and seconds of the gradient of a deep network with a readout: whole, by
+    plain scans, and by the library in `chunked` with remat; and how far the two gradients differ.
+    """
+    steps, batch, inputs, units = shape
+    widths = [inputs] + [units] * (layers - 1)
+    readout = dense(units, 1)
+    network = stack(*(vanilla_rnn(width, units) for width in widths), readout)
+    cut = chunked(network, math.isqrt(steps), remat=True)
+
+    def ours(params: Params, xs: Array) -> Array:
+        return mean_square(cut.unroll(params, None, xs)[1], None)
+
+    def plain(params: Params, xs: Array) -> Array:
+        for layer in params[:-1]:
+            _, xs = unroll_plain(layer, None, xs)
+        return mean_square(readout.unroll(params[-1], None, xs)[1], None)
+
+    key_params, key_xs = jax.random.split(jax.random.key(seed))
+    params = network.init(key_params)
+    xs = jax.random.normal(key_xs, (steps, batch, inputs))
+    programs = {
+        name: compile_program(jax.grad(loss), params, xs)
+        for name, loss in zip(NAMES, (ours, plain), strict=True)
+    }
+    got, expected = (programs[name].run(params, xs) for name in NAMES)
+    difference, allowed = compare_gradients(got, expected, steps * batch)
+
+    def call_of(name: str) -> Call:
+        return lambda: jax.block_until_ready(programs[name].run(params, xs))
+
+    times = interleave({name: call_of(name) for name in NAMES}, 0.0, _ROUNDS)
+    return {
+        "case": Case("deep", shape, layers).name,
+        "difference": difference,
+        "allowed": allowed,
+        "seconds": {name: statistics.median(values) for name, values in times.items()},
+        "megabytes": {name: programs[name].temporary / 2**20 for name in NAMES},
+    }

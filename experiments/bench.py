@@ -3,8 +3,8 @@
 Claims: a training step is faster than every other framework's, a gradient faster than autodiff of
 the plain scan, and large networks run at the rate of one large matrix product; chunks of time are
 chosen well; many small networks run faster under one `vmap` than one after another; compiling takes
-no longer, and time per step does not grow with T. Each mark stands in its row of the table, and a
-time refutes it.
+no longer, time per step does not grow with T, and memory need not. Each mark stands in its row of
+the table, and a figure refutes it.
 
 Forward pass, gradient and training step (gradient and Adam), float32, at six shapes, for a deep
 network, for a ragged batch and for many networks at once. All contenders have the same weights, and
@@ -24,7 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import jax
 import numpy as np
@@ -44,7 +44,12 @@ from experiments._bench_cases import (
 )
 from experiments._bench_figures import draw, write_tables
 from experiments._bench_findings import judge
-from experiments._bench_scaling import measure_chunks, measure_compiling, measure_lengths
+from experiments._bench_scaling import (
+    measure_chunks,
+    measure_compiling,
+    measure_lengths,
+    measure_memory,
+)
 from experiments._bench_timing import (
     Call,
     Entrant,
@@ -86,6 +91,8 @@ class Config(RunConfig):
     """How many of them."""
     lengths: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1000, 10_000, 100_000)
     """T at which compiling and time per step (B, D, H = 1, 8, 64) are measured."""
+    long: Shape4 = (65_536, 8, 128, 128)
+    """T, B, D, H of the network, of as many layers as the deep one, whose memory is measured."""
     passes: Annotated[tuple[Pass, ...], Field(min_length=1)] = ("forward", "gradient", "train")
     """What is timed: a training step is the gradient and Adam."""
     seconds: NotNegative = 5.0
@@ -117,9 +124,12 @@ def run(config: Config, progress: Tick) -> Result:
     progress(0.88, "compile times")
     repeats = 1 if config.quick else min(config.rounds, 3)
     compiling = measure_compiling(cases, config.lengths, repeats)
-    progress(0.95, "time per step at several lengths")
+    progress(0.92, "time per step at several lengths")
     lengths = measure_lengths(config.lengths, config.seed, config.seconds, config.rounds)
-    data = _gather(rows, product_flops, chunks, compiling, lengths)
+    progress(0.97, "memory of a long sequence")
+    memory = measure_memory(config.long, config.layers, config.seed)
+    scaling = {"chunks": chunks, "compiling": compiling, "lengths": lengths, "memory": memory}
+    data = _gather(rows, product_flops) | scaling
     return Result(data, judge(data), write_tables(data))
 
 
@@ -137,6 +147,7 @@ def _shorten(config: Config) -> Config:
         small=((100, 8, 8, 16),),
         networks=64,
         lengths=(1000, 10_000),
+        long=(4096, 8, 32, 32),
         seconds=min(config.seconds, 0.3),
         rounds=3,
     )
@@ -223,10 +234,8 @@ def _summarise(times: list[float]) -> Data:
     }
 
 
-def _gather(
-    rows: list[Data], product_flops: float, chunks: Any, compiling: Any, lengths: Any
-) -> Data:
-    """Everything measured; the matrix product's rate is that of its best median."""
+def _gather(rows: list[Data], product_flops: float) -> Data:
+    """What was timed; the matrix product's rate is that of its best median."""
     timed = [row for row in rows if "milliseconds" in row]
     best = min(row["product_milliseconds"] for row in timed)
     rate = product_flops / best / 1e6
@@ -235,9 +244,6 @@ def _gather(
     return {
         "rows": rows,
         "product_gigaflops": rate,
-        "chunks": chunks,
-        "compiling": compiling,
-        "lengths": lengths,
         "device": jax.devices()[0].device_kind,
         "devices": len(jax.devices()),
         "cores": count_cores(),
