@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +17,7 @@ _WHOLE_BYTES = 4 * 2**20
 _CHUNK_BYTES = 3 * 2**19
 # A step this large of units this few is dominated by the loop around it: unroll it.
 _STRAIGHT_BYTES, _STRAIGHT_STEPS = 2**16, 8
-_FEW_UNITS, _FEW_NUMBERS = 64, 256
-
-InputProduct = Literal["before", "inside", "joined"]
+_FEW_UNITS = 64
 
 
 def replacement_marks(resets: Array, mask: Array | None, reverse: bool) -> Array:
@@ -65,20 +63,6 @@ def plan_chunks(h0: Array, num_steps: int, chunk_size: int | None, remat: bool) 
         size = _even_chunk(whole, _STRAIGHT_STEPS)
         return Plan(size, size)
     return Plan(_even_chunk(whole, max(_CHUNK_BYTES // step_bytes, 1)), 1)
-
-
-def place_input_product(h0: Array, input_size: int) -> InputProduct:
-    """Where the inputs of states h0 [*B, H] are multiplied: before all steps, inside each one, or
-    in each one joined with the state, as one product.
-
-    Before is one large product, but on a CPU networks of few units are bound by memory and by the
-    products' overhead, not by arithmetic: then inside reads less, and joined starts fewer."""
-    units = h0.shape[-1]
-    if jax.default_backend() != "cpu" or units > _FEW_UNITS or input_size > units:
-        return "before"
-    if is_symbolic_dim(h0.size) or h0.size > _FEW_NUMBERS:
-        return "inside"
-    return "joined" if units <= _FEW_UNITS // 2 else "before"
 
 
 def _even_chunk(num_steps: int, target: int) -> int:

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from jaxrnn import initializers
 from jaxrnn._checks import (
@@ -22,6 +21,7 @@ from jaxrnn._checks import (
     check_shape,
     check_size,
 )
+from jaxrnn._products import product
 from jaxrnn._types import Activation, Array, Initializer, Key, Shape, accumulation_dtype
 
 
@@ -121,13 +121,6 @@ def step(
     h = initial_or_given(params, h, x.shape[:-1], dtype)
     pre_activation = product(h, params.w_hh) + input_product(params, x.astype(dtype))
     return activation(pre_activation).astype(dtype)
-
-
-def product(x: Array, w: Array, *, axis: int = 1) -> Array:
-    """Contract the last axis of `x` [..., D] with an axis of the matrix `w`: [H, D], or [D, H] with
-    `axis` 0. The product accumulates, and is returned, in float32 at least."""
-    dims = (((x.ndim - 1,), (axis,)), ((), ()))
-    return lax.dot_general(x, w, dims, preferred_element_type=accumulation_dtype(x.dtype))
 
 
 def input_product(params: RNNParams, x: Array) -> Array:

@@ -21,8 +21,9 @@ from jaxrnn._checks import (
     check_size,
     check_tokens,
 )
+from jaxrnn._products import product
 from jaxrnn._types import Array, Initializer, Key, Params, Shape, State
-from jaxrnn.cell import initialize, product
+from jaxrnn.cell import initialize
 from jaxrnn.layer import Layer, check_inputs, check_marked_inputs, select
 
 

@@ -34,10 +34,15 @@ from jaxrnn._checks import (
     check_numeric,
     check_size,
 )
+from jaxrnn._products import (
+    Products,
+    choose_products,
+    column_product,
+    column_product_of,
+    product,
+)
 from jaxrnn._scanning import (
-    InputProduct,
     Plan,
-    place_input_product,
     plan_chunks,
     replacement_marks,
     scan_chunks,
@@ -53,7 +58,6 @@ from jaxrnn.cell import (
     initial_or_given,
     initial_unit_state,
     input_product,
-    product,
     result_dtype,
     step,
 )
@@ -117,7 +121,7 @@ def unroll(
 
     weights = _Weights(params._replace(h0=None), initial)
     pieces = _Piece(xs, mask, resets)
-    how = _How(activation, reverse, plan, place_input_product(h0, xs.shape[-1]))
+    how = _How(activation, reverse, plan, choose_products(h0, xs.shape[-1]))
     if remat:
 
         def run(h: Array, chunk: tuple[_Piece, Any]) -> tuple[Array, Array]:
@@ -185,20 +189,24 @@ class _How(NamedTuple):
     activation: Activation
     reverse: bool
     plan: Plan
-    input_product: InputProduct
+    products: Products
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _recur(how: _How, weights: _Weights, h0: Array, pieces: _Piece) -> tuple[Array, Array]:
     """``h_t = f(U x_t + b + W h_{t-1})``: (h_last [*B, H], states [T, *B, H] held where masked)."""
     params = weights.params
-    joined = how.input_product == "joined"
+    before_all, joined = (how.products.inputs == place for place in ("before", "joined"))
+    w = jnp.concatenate([params.w_ih, params.w_hh], axis=1) if joined else params.w_hh
     # Transposed once, out of every loop: the product of a row-major state with it is the fast one.
-    w_t = jnp.concatenate([params.w_ih.T, params.w_hh.T]) if joined else params.w_hh.T
+    w_t = w.T
+
+    def multiply(x: Array) -> Array:
+        return column_product(x, w) if how.products.columns else product(x, w_t, axis=0)
 
     def run(h: Array, chunk: tuple[_Piece, Any]) -> tuple[Array, Array]:
         piece = chunk[0]
-        if how.input_product == "before":
+        if before_all:
             piece = piece._replace(xs=input_product(params, piece.xs))
         return _scan(how, body, h, piece)
 
@@ -206,14 +214,15 @@ def _recur(how: _How, weights: _Weights, h0: Array, pieces: _Piece) -> tuple[Arr
         x, mask, resets = piece
         before = _replace(resets, weights.initial, h)
         if joined:
-            a = add_bias(params, product(jnp.concatenate([x, before], axis=-1), w_t, axis=0))
+            a = add_bias(params, multiply(jnp.concatenate([x, before], axis=-1)))
         else:
-            z = x if how.input_product == "before" else input_product(params, x)
-            a = z + product(before, w_t, axis=0)
+            a = (x if before_all else input_product(params, x)) + multiply(before)
         after = _hold(mask, how.activation(a).astype(h.dtype), h)
         return after, after
 
-    return scan_chunks(run, h0, pieces, how.plan.chunk_size, reverse=how.reverse)
+    # Only what is multiplied before all steps is kept in cache by chunks.
+    size = how.plan.chunk_size if before_all else pieces.xs.shape[0]
+    return scan_chunks(run, h0, pieces, size, reverse=how.reverse)
 
 
 def _recur_jvp(how: _How, primals: Any, tangents: Any) -> Any:
@@ -222,6 +231,7 @@ def _recur_jvp(how: _How, primals: Any, tangents: Any) -> Any:
     h_last, states = _recur(how, *primals)
     d_initial = _materialise(d_weights.initial)
     slope = _SLOPES.get(how.activation)
+    w, w_t = weights.params.w_hh, weights.params.w_hh.T
 
     # The rule stands outside the chunks, so that their states are stored once, as outputs, and not
     # again for the backward pass; and what a chunk makes of them is recomputed there.
@@ -237,7 +247,8 @@ def _recur_jvp(how: _How, primals: Any, tangents: Any) -> Any:
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def tangent_step(dh: Array, at: Array, dz: Array, mask: Any, resets: Any) -> Array:
         d_before = _replace(resets, d_initial, dh)
-        da = dz + product(d_before, weights.params.w_hh)
+        columns = how.products.columns
+        da = dz + (column_product_of(d_before, w_t) if columns else product(d_before, w))
         at = at.astype(da.dtype)
         f_slope = _slope_at(how.activation, at) if slope is None else slope(at)
         return _hold(mask, (f_slope * da).astype(dh.dtype), dh)

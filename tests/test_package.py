@@ -157,6 +157,7 @@ def test_every_public_function_is_annotated_in_full(function):
 CHAIN = [
     "_types",
     "_checks",
+    "_products",
     "_scanning",
     "initializers",
     "cell",

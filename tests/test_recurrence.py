@@ -9,7 +9,7 @@ import pytest
 from jax.test_util import check_grads
 
 import jaxrnn
-from jaxrnn._scanning import place_input_product
+from jaxrnn._products import Products, choose_products
 from tests import oracle
 from tests.checks import (
     JAX_ACTIVATIONS,
@@ -23,9 +23,13 @@ from tests.checks import (
 T, B, D, H = 11, 3, 2, 4
 DRAWS = 4
 CHUNKS = itertools.cycle([None, 1, 3, T, 16])
-PLACES = itertools.cycle(["before", "inside", "joined", "inside", "joined", "before", "joined"])
+PRODUCTS = [
+    Products(inputs, columns)
+    for inputs, columns in itertools.product(("before", "inside", "joined"), (False, True))
+]
+FORMS = itertools.cycle([*PRODUCTS, PRODUCTS[-1]])  # seven, beside five chunks
 CASES = [
-    (name, masked, marked, reverse, next(CHUNKS), remat, next(PLACES))
+    (name, masked, marked, reverse, next(CHUNKS), remat, next(FORMS))
     for remat, (name, masked, marked, reverse) in zip(
         itertools.cycle([False, False, True]),
         itertools.product(JAX_ACTIVATIONS, (False, True), (False, True), (False, True)),
@@ -62,13 +66,18 @@ def both(function, **options):
     return run
 
 
+def choose(monkeypatch, products):
+    """Have `unroll` multiply as told."""
+    monkeypatch.setattr("jaxrnn.recurrence.choose_products", lambda h0, input_size: products)
+
+
 @pytest.mark.parametrize(
-    ("name", "masked", "marked", "reverse", "chunk_size", "remat", "place"), CASES
+    ("name", "masked", "marked", "reverse", "chunk_size", "remat", "products"), CASES
 )
 def test_unroll_and_every_gradient_equal_the_oracle(
-    key, monkeypatch, name, masked, marked, reverse, chunk_size, remat, place
+    key, monkeypatch, name, masked, marked, reverse, chunk_size, remat, products
 ):
-    monkeypatch.setattr("jaxrnn.recurrence.place_input_product", lambda h0, input_size: place)
+    choose(monkeypatch, products)
     activation = JAX_ACTIVATIONS[name]
     run = both(
         jaxrnn.unroll, activation=activation, reverse=reverse, chunk_size=chunk_size, remat=remat
@@ -143,9 +152,14 @@ def test_a_deep_network_and_its_gradients_equal_the_oracle(key, depth, direction
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("chunk_size", [None, 4])
+@pytest.mark.parametrize(
+    ("chunk_size", "products"), [(None, Products("joined", False)), (4, Products("before", True))]
+)
 @pytest.mark.parametrize("name", ["tanh", "identity", "sigmoid"])
-def test_gradients_of_second_order_pass_check_grads_in_both_modes(key, name, chunk_size, reverse):
+def test_gradients_of_second_order_pass_check_grads_in_both_modes(
+    key, monkeypatch, name, chunk_size, products, reverse
+):
+    choose(monkeypatch, products)
     arguments, mask, resets, _ = draw(key, batch=(2,), steps=5)
 
     def run(params, h0, xs):
@@ -216,9 +230,13 @@ NAMES = list(transformations(jaxrnn.unroll, None, None))
 @pytest.mark.parametrize(
     ("name", "jit"), [*((name, True) for name in NAMES), ("jacrev", False), ("nested vmap", False)]
 )
-def test_every_transformation_equals_that_of_the_plain_scan(key, name, jit):
+def test_every_transformation_equals_that_of_the_plain_scan(key, monkeypatch, name, jit):
     arguments, mask, resets, _ = draw(key, batch=(2, 2), steps=5)
-    for options in ({}, {"reverse": True, "chunk_size": 2}):
+    for options, products in (
+        ({}, Products("joined", True)),
+        ({"reverse": True, "chunk_size": 2}, Products("before", True)),
+    ):
+        choose(monkeypatch, products)
         wrapped = jax.jit if jit else lambda f: f
         got, expected = (
             wrapped(
@@ -329,21 +347,26 @@ def test_the_chunks_chosen_by_default_change_nothing_but_rounding(key, shape):
     assert_close(got, expected, length=steps * batch)
 
 
-def test_inputs_are_multiplied_where_it_was_measured_to_be_fast():
-    def place(batch, inputs, units):
-        return place_input_product(jax.ShapeDtypeStruct((*batch, units), jnp.float32), inputs)
+def test_products_are_those_that_were_measured_to_be_fast():
+    def chosen(batch, inputs, units):
+        return choose_products(jax.ShapeDtypeStruct((*batch, units), jnp.float32), inputs)
 
-    assert place((64,), 128, 256) == place((32,), 64, 32) == place((), 8, 64) == "before"
-    assert place((32,), 8, 32) == place((1024,), 8, 32) == "inside"
-    assert place((), 8, 16) == place((8,), 8, 16) == "joined"
+    before = Products("before", False)
+    assert chosen((64,), 128, 256) == chosen((32,), 64, 32) == chosen((), 8, 64) == before
+    assert chosen((), 8, 128) == chosen((8,), 8, 128) == chosen((128,), 64, 128) == before
+    assert chosen((32,), 8, 32) == chosen((1024,), 8, 32) == Products("inside", False)
+    assert chosen((), 8, 16) == chosen((8,), 8, 16) == Products("joined", False)
+    assert chosen((128,), 1, 128) == chosen((64,), 64, 256) == Products("joined", False)
+    assert chosen((32,), 512, 512) == chosen((8,), 8, 256) == Products("before", True)
+    assert chosen((), 8, 2048) == Products("before", True)
 
 
-@pytest.mark.parametrize("place", ["before", "inside", "joined"])
+@pytest.mark.parametrize("products", PRODUCTS[::2] + PRODUCTS[-1:])
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32, jnp.float64])
 def test_the_dtype_is_kept_and_low_precision_is_as_good_as_its_states(
-    key, monkeypatch, dtype, place
+    key, monkeypatch, dtype, products
 ):
-    monkeypatch.setattr("jaxrnn.recurrence.place_input_product", lambda h0, input_size: place)
+    choose(monkeypatch, products)
     arguments, mask, resets, cotangents = draw(key, dtype=jnp.float64)
     arguments, cotangents = jax.tree.map(lambda a: a.astype(dtype), (arguments, cotangents))
     got = both(jaxrnn.unroll, chunk_size=4)(arguments, mask, resets, cotangents)
