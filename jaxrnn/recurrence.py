@@ -34,13 +34,7 @@ from jaxrnn._checks import (
     check_numeric,
     check_size,
 )
-from jaxrnn._products import (
-    Products,
-    choose_products,
-    column_product,
-    column_product_of,
-    product,
-)
+from jaxrnn._products import Products, choose_products, column_product, column_product_of, product
 from jaxrnn._scanning import (
     Plan,
     plan_chunks,

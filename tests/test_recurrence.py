@@ -233,7 +233,7 @@ NAMES = list(transformations(jaxrnn.unroll, None, None))
 def test_every_transformation_equals_that_of_the_plain_scan(key, monkeypatch, name, jit):
     arguments, mask, resets, _ = draw(key, batch=(2, 2), steps=5)
     for options, products in (
-        ({}, Products("joined", True)),
+        ({}, Products("joined", False)),
         ({"reverse": True, "chunk_size": 2}, Products("before", True)),
     ):
         choose(monkeypatch, products)
