@@ -27,7 +27,7 @@ from experiments._report import (
     read_config,
     write_run,
 )
-from jaxrnn.sharding import use_cpu_devices
+from jaxrnn.host import use_cpu_devices
 
 EXPERIMENTS = (
     "tour",

@@ -37,12 +37,10 @@ def write_tables(data: Data) -> str:
     """Milliseconds of every case and contender; then what compiling took, and memory."""
     file = io.StringIO()
     console = Console(file=file, width=_WIDTH)
-    rows, rate = data["rows"], data["product_gigaflops"]
+    rows = data["rows"]
     for what in _passes(rows):
         chosen = [row for row in rows if row["pass"] == what]
-        title = (
-            f"{_TITLES[what]}: median ms; % of {rate:.0f} GFlop/s, ± half the interquartile range"
-        )
+        title = f"{_TITLES[what]}: median ms; % of a large product's rate{_describe_rates(chosen)}"
         _print(console, title, chosen, _describe_time)
     for what in _passes(rows):
         chosen = [row for row in rows if row["pass"] == what and "compile_seconds" in row]
@@ -52,7 +50,8 @@ def write_tables(data: Data) -> str:
         console.print(reason)
     versions = ", ".join(f"{name} {version}" for name, version in data["versions"].items())
     console.print(
-        f"{data['cores']} cores, {data['devices']} devices ({data['device']}); {versions}"
+        f"{data['cores']} cores, {data['devices']} devices ({data['device']}); {versions}; "
+        f"freed memory is {'kept' if data['memory_kept'] else 'not kept'}"
     )
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
 
@@ -150,6 +149,12 @@ def _describe_time(row: Data) -> str:
     low, high = row["quartiles"]
     spread = 50 * (high - low) / row["milliseconds"]
     return f"{_round(row['milliseconds'])}\n{100 * row['fraction']:.0f}% ±{spread:.0f}%"
+
+
+def _describe_rates(rows: list[Data]) -> str:
+    rates = [row["product_gigaflops"] for row in rows if "product_gigaflops" in row]
+    listed = f", {min(rates):.0f} to {max(rates):.0f} GFlop/s" if rates else ""
+    return f"{listed}; ± half the interquartile range"
 
 
 def _round(value: float) -> str:

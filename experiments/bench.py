@@ -10,9 +10,10 @@ Forward pass, gradient and training step (gradient and Adam), float32, at six sh
 network, for a ragged batch and for many networks at once. All contenders have the same weights, and
 their outputs, gradients and updates are compared before anything is timed. They run in turn,
 compiled and warmed up, each with every core, until the output is ready; a row of the table holds
-the medians. "One device" is the JAX program as it stands, whose products use all cores too; "all
-devices" presents each core as a device and splits the batch. Peers are installed by the extra
-`peers`.
+the medians, and the rate as a part of that of a large matrix product timed in turn with them. "One
+device" is the JAX program as it stands, whose products use all cores too; "all devices" presents
+each core as a device and splits the batch. The process keeps freed memory, for all contenders
+alike. Peers are installed by the extra `peers`.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ from experiments._bench_timing import (
 )
 from experiments._report import Data, Result, RunConfig, Tick, within
 from experiments._training import NotNegative, Positive
-from jaxrnn.sharding import use_cpu_devices
+from jaxrnn.host import keep_memory, use_cpu_devices
 
 _PACKAGES = ("jax", "jaxlib", "optax", "flax", "dm-haiku", "keras", "torch", "onnxruntime")
 _PRODUCT = "matrix product"
@@ -99,6 +100,8 @@ class Config(RunConfig):
     """Time for each case and pass, after compiling."""
     rounds: Positive = 7
     """Rounds of each case and pass, at least."""
+    keep_memory: bool = True
+    """Whether the process keeps freed memory for every contender (`jaxrnn.host.keep_memory`)."""
     peers: bool = True
     """Whether the other frameworks take part, those that are installed."""
     quick: bool = False
@@ -109,6 +112,7 @@ def run(config: Config, progress: Tick) -> Result:
     """Time every case."""
     if config.quick:
         config = _shorten(config)
+    kept = config.keep_memory and keep_memory()
     _present_cores()
     builders = _bench_jax.BUILDERS | (_bench_peers.BUILDERS if config.peers else {})
     product, product_flops = matrix_product()
@@ -118,7 +122,7 @@ def run(config: Config, progress: Tick) -> Result:
         part = within(
             progress, 0.8 * number / len(cases), 0.8 * (number + 1) / len(cases), case.name
         )
-        rows += _time_case(config, case, builders, product, part)
+        rows += _time_case(config, case, builders, product, product_flops, part)
     progress(0.8, "chunks")
     chunks = measure_chunks(cases, config.seed, config.seconds, config.rounds)
     progress(0.88, "compile times")
@@ -129,7 +133,7 @@ def run(config: Config, progress: Tick) -> Result:
     progress(0.97, "memory of a long sequence")
     memory = measure_memory(config.long, config.layers, config.seed)
     scaling = {"chunks": chunks, "compiling": compiling, "lengths": lengths, "memory": memory}
-    data = _gather(rows, product_flops) | scaling
+    data = {"rows": rows, "memory_kept": kept} | _describe_machine() | scaling
     return Result(data, judge(data), write_tables(data))
 
 
@@ -172,6 +176,7 @@ def _time_case(
     case: Case,
     builders: dict[str, Callable[[Problem, Pass], Entrant]],
     product: Call,
+    product_flops: float,
     progress: Tick,
 ) -> list[Data]:
     """The rows of a case: one a pass and contender."""
@@ -189,10 +194,12 @@ def _time_case(
             if entrant is not None:
                 calls[name] = entrant.call
         times = interleave(calls, config.seconds, config.rounds)
+        rate = product_flops / statistics.median(times[_PRODUCT])
         for row in entered:
             if row["contender"] in calls:
                 row.update(_summarise(times[row["contender"]]))
-                row["product_milliseconds"] = 1e3 * statistics.median(times[_PRODUCT])
+                row["product_gigaflops"] = rate / 1e9
+                row["fraction"] = row["flops"] / row["milliseconds"] * 1e3 / rate
         rows += entered
     return rows
 
@@ -234,16 +241,8 @@ def _summarise(times: list[float]) -> Data:
     }
 
 
-def _gather(rows: list[Data], product_flops: float) -> Data:
-    """What was timed; the matrix product's rate is that of its best median."""
-    timed = [row for row in rows if "milliseconds" in row]
-    best = min(row["product_milliseconds"] for row in timed)
-    rate = product_flops / best / 1e6
-    for row in timed:
-        row["fraction"] = row["flops"] / row["milliseconds"] / 1e6 / rate
+def _describe_machine() -> Data:
     return {
-        "rows": rows,
-        "product_gigaflops": rate,
         "device": jax.devices()[0].device_kind,
         "devices": len(jax.devices()),
         "cores": count_cores(),

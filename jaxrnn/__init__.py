@@ -1,6 +1,6 @@
 """jaxrnn: the vanilla recurrent network in functional JAX."""
 
-from jaxrnn import diagnostics, initializers, sharding
+from jaxrnn import diagnostics, host, initializers, sharding
 from jaxrnn._types import Activation, Array, Initializer, Key, Params, State
 from jaxrnn._updates import TrainState
 from jaxrnn.cell import RNNParams, init_rnn, step
@@ -50,6 +50,7 @@ __all__ = [
     "dropout",
     "embedding",
     "fit",
+    "host",
     "init_rnn",
     "init_train_state",
     "initializers",

@@ -41,7 +41,7 @@ def choose_products(h0: Array, input_size: int) -> Products:
         if unknown or numbers < _MANY_NUMBERS:
             return Products("before", False)
         columns = units >= _MANY_UNITS and 8 * numbers <= units**2
-        joined = units <= _MANY_UNITS and 4 * input_size <= units and not columns
+        joined = units <= _MANY_UNITS and 2 * input_size <= units and not columns
         return Products("joined" if joined else "before", columns)
     if input_size > units:
         return Products("before", False)

@@ -4,8 +4,10 @@ Every device holds the whole state and a part of the batch, takes the gradient o
 gradients are averaged in one all-reduce a step. Nothing is exchanged inside the loop over time.
 
 One host. A CPU counts as one device, and one step's product of a recurrent network runs on one of
-its cores; `use_cpu_devices` makes every core a device. The script begins with it::
+its cores; `use_cpu_devices` makes every core a device, and `jaxrnn.host.keep_memory` spares the
+mapping of memory. The script begins with them::
 
+    keep_memory()
     use_cpu_devices()  # of no effect on GPU and TPU
     mesh = data_mesh()
     train_step = make_sharded_train_step(loss_fn, optimizer, mesh)
@@ -31,7 +33,6 @@ all of them again from what was saved.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -59,36 +60,7 @@ from jaxrnn._updates import (
     with_carry,
     without_carry,
 )
-
-
-def use_cpu_devices(count: int | None = None) -> int:
-    """Let the CPU present its cores as devices. A script calls this first.
-
-    JAX fixes the number of CPU devices when it first uses one: when an array is made, a function
-    runs, or devices are listed. Importing jax or jaxrnn does not. Other devices are not affected.
-
-    Args:
-      count: devices of this process; by default the cores that it may run on.
-
-    Returns:
-      The number of CPU devices that this process has.
-
-    Raises:
-      TypeError, ValueError: `count` is not an int of at least 1.
-      RuntimeError: it comes too late, and the number of devices is another one.
-    """
-    count = _count_cores() if count is None else check_size("count", count)
-    try:
-        jax.config.update("jax_num_cpu_devices", count)
-    except RuntimeError as error:  # JAX has started
-        started = len(jax.local_devices(backend="cpu"))
-        if started != count:
-            raise RuntimeError(
-                f"use_cpu_devices({count}) comes too late: JAX has started with {started} CPU "
-                "device(s), and the number is fixed from then on. Call it before the first array, "
-                f"or start the process with the environment variable JAX_NUM_CPU_DEVICES={count}"
-            ) from error
-    return count
+from jaxrnn.host import use_cpu_devices as use_cpu_devices  # noqa: PLC0414
 
 
 def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -284,10 +256,6 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
         return jax.device_put(np.asarray(leaf), sharding)
 
     return jax.tree.map(place, tree)
-
-
-def _count_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _split(name: str, tree: Any, mesh: Mesh, axes: Any, parts: int) -> Any:

@@ -34,6 +34,7 @@ PUBLIC = [
         for module in (
             jaxrnn.diagnostics,
             jaxrnn.files,
+            jaxrnn.host,
             jaxrnn.initializers,
             jaxrnn.sharding,
             *FORMATS,
@@ -120,7 +121,7 @@ def test_all_is_sorted_and_holds_every_public_name():
         for name, value in vars(jaxrnn).items()
         if not name.startswith("_") and not inspect.ismodule(value)
     }
-    assert set(jaxrnn.__all__) == own | {"diagnostics", "initializers", "sharding"}
+    assert set(jaxrnn.__all__) == own | {"diagnostics", "host", "initializers", "sharding"}
 
 
 def test_no_public_function_shares_its_name_with_a_module():
@@ -209,7 +210,7 @@ def test_training_and_sequences_import_no_model(module):
         "_types",
         "_checks",
         "_updates",
-        *(["training"] if module == "sharding" else []),
+        *(["training", "host"] if module == "sharding" else []),
     }
 
 

@@ -124,38 +124,6 @@ def run_alone(function, folder):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-# The devices of a CPU
-
-
-def test_the_cores_of_a_cpu_become_its_devices(tmp_path):
-    run_alone(start_with_cores_as_devices, tmp_path)
-
-
-def start_with_cores_as_devices():
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    assert use_cpu_devices(cores + 2) == cores + 2
-    assert use_cpu_devices() == cores  # it has started nothing, so that it can be said anew
-    assert len(jax.devices()) == cores
-    assert use_cpu_devices() == cores
-    with pytest.raises(RuntimeError, match=f"comes too late.* with {cores} CPU device"):
-        use_cpu_devices(cores + 1)
-    assert data_mesh().shape == {"data": cores}
-    assert data_mesh(jax.devices()[:1]).shape == {"data": 1}
-
-
-def test_the_devices_that_there_are_may_be_asked_for_late():
-    there = len(jax.local_devices(backend="cpu"))
-    assert use_cpu_devices(there) == there
-    with pytest.raises(RuntimeError, match="before the first array, or start the process with"):
-        use_cpu_devices(there + 1)
-
-
-@pytest.mark.parametrize("count", [0, -1, True, 1.5, "2"])
-def test_a_number_of_devices_is_a_positive_int(count):
-    with pytest.raises((TypeError, ValueError), match="count is"):
-        use_cpu_devices(count)
-
-
 # Two devices
 
 
