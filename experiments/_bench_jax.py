@@ -33,7 +33,7 @@ from jaxrnn.sharding import data_mesh, make_sharded_train_step, replicate, shard
 Outputs = Callable[[Any, Any], Array]
 Loss = Callable[[Any, Any], Array]
 
-_BLOCK = 64  # networks at a time on one device
+_BLOCK = 16  # networks at a time on one device
 
 
 class Training(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +15,6 @@ from jaxrnn._types import Array
 
 _WHOLE_BYTES = 4 * 2**20
 _CHUNK_BYTES = 3 * 2**19
-# A step this large of units this few is dominated by the loop around it: unroll it.
-_STRAIGHT_BYTES, _STRAIGHT_STEPS = 2**16, 8
-_FEW_UNITS = 64
 
 
 def replacement_marks(resets: Array, mask: Array | None, reverse: bool) -> Array:
@@ -38,31 +35,21 @@ def replacement_marks(resets: Array, mask: Array | None, reverse: bool) -> Array
     return next_marked & taken
 
 
-class Plan(NamedTuple):
-    """How many steps a chunk, and how many of them XLA sees as straight-line code."""
-
-    chunk_size: int
-    inner_unroll: int
-
-
-def plan_chunks(h0: Array, num_steps: int, chunk_size: int | None, remat: bool) -> Plan:
-    """The chunks of an unrolled sequence, as `jaxrnn.unroll` documents them; h0 [*B, H]."""
+def choose_chunk_size(h0: Array, num_steps: int, chunk_size: int | None, remat: bool) -> int:
+    """Steps a chunk of an unrolled sequence, as `jaxrnn.unroll` documents them; h0 [*B, H]."""
     unknown = is_symbolic_dim(num_steps)  # ``jax.export`` compares no size with it
     if unknown:
-        return Plan(num_steps, 1)
-    if chunk_size is not None:
-        return Plan(min(chunk_size, max(num_steps, 1)), 1)
+        return num_steps
     whole = max(num_steps, 1)
+    if chunk_size is not None:
+        return min(chunk_size, whole)
     if remat:
-        return Plan(_even_chunk(whole, math.isqrt(whole)), 1)
+        return _even_chunk(whole, math.isqrt(whole))
     step_bytes = h0.size * h0.dtype.itemsize
     unknown = is_symbolic_dim(step_bytes)  # the batch
     if jax.default_backend() != "cpu" or unknown or step_bytes * num_steps <= _WHOLE_BYTES:
-        return Plan(whole, 1)
-    if step_bytes >= _STRAIGHT_BYTES and h0.shape[-1] <= _FEW_UNITS:
-        size = _even_chunk(whole, _STRAIGHT_STEPS)
-        return Plan(size, size)
-    return Plan(_even_chunk(whole, max(_CHUNK_BYTES // step_bytes, 1)), 1)
+        return whole
+    return _even_chunk(whole, max(_CHUNK_BYTES // step_bytes, 1))
 
 
 def _even_chunk(num_steps: int, target: int) -> int:

@@ -36,8 +36,7 @@ from jaxrnn._checks import (
 )
 from jaxrnn._products import Products, choose_products, column_product, column_product_of, product
 from jaxrnn._scanning import (
-    Plan,
-    plan_chunks,
+    choose_chunk_size,
     replacement_marks,
     scan_chunks,
     states_before_chunks,
@@ -105,7 +104,7 @@ def unroll(
         h0, xs = h0.reshape(shape[-1]), xs.reshape(num_steps, xs.shape[-1])
         mask = None if mask is None else mask.reshape(num_steps)
         resets = None if resets is None else resets.reshape(num_steps)
-    plan = plan_chunks(h0, num_steps, chunk_size, remat)
+    size = choose_chunk_size(h0, num_steps, chunk_size, remat)
     if mask is not None:
         xs = jnp.where(mask[..., None], xs, jnp.zeros_like(xs))  # NaN must not reach a product
     if resets is not None:
@@ -115,13 +114,13 @@ def unroll(
 
     weights = _Weights(params._replace(h0=None), initial)
     pieces = _Piece(xs, mask, resets)
-    how = _How(activation, reverse, plan, choose_products(h0, xs.shape[-1]))
+    how = _How(activation, reverse, size, choose_products(h0, xs.shape[-1]))
     if remat:
 
         def run(h: Array, chunk: tuple[_Piece, Any]) -> tuple[Array, Array]:
             return _recur(how, weights, h, chunk[0])
 
-        h_last, states = scan_chunks(run, h0, pieces, plan.chunk_size, reverse=reverse, remat=True)
+        h_last, states = scan_chunks(run, h0, pieces, size, reverse=reverse, remat=True)
     else:
         h_last, states = _recur(how, weights, h0, pieces)
     if mask is not None:
@@ -182,7 +181,7 @@ class _How(NamedTuple):
 
     activation: Activation
     reverse: bool
-    plan: Plan
+    chunk_size: int
     products: Products
 
 
@@ -202,7 +201,7 @@ def _recur(how: _How, weights: _Weights, h0: Array, pieces: _Piece) -> tuple[Arr
         piece = chunk[0]
         if before_all:
             piece = piece._replace(xs=input_product(params, piece.xs))
-        return _scan(how, body, h, piece)
+        return lax.scan(body, h, piece, reverse=how.reverse)
 
     def body(h: Array, piece: _Piece) -> tuple[Array, Array]:
         x, mask, resets = piece
@@ -215,7 +214,7 @@ def _recur(how: _How, weights: _Weights, h0: Array, pieces: _Piece) -> tuple[Arr
         return after, after
 
     # Only what is multiplied before all steps is kept in cache by chunks.
-    size = how.plan.chunk_size if before_all else pieces.xs.shape[0]
+    size = how.chunk_size if before_all else pieces.xs.shape[0]
     return scan_chunks(run, h0, pieces, size, reverse=how.reverse)
 
 
@@ -235,7 +234,7 @@ def _recur_jvp(how: _How, primals: Any, tangents: Any) -> Any:
         before = _replace(resets, weights.initial, _shift(how, start, states))
         at = states if slope is not None else _pre_activations(weights.params, xs, before)
         dz = _input_tangent(weights.params, d_weights.params, before, xs, d_xs)
-        return _scan(how, body, dh, (at, dz, mask, resets))
+        return lax.scan(body, dh, (at, dz, mask, resets), reverse=how.reverse)
 
     # Without the checkpoint, f' would be stored beside the states; it is cheaper to recompute.
     @functools.partial(jax.checkpoint, prevent_cse=False)
@@ -252,7 +251,7 @@ def _recur_jvp(how: _How, primals: Any, tangents: Any) -> Any:
         return dh, dh
 
     d_xs = None if isinstance(d_pieces.xs, SymbolicZero) else d_pieces.xs
-    size = how.plan.chunk_size
+    size = how.chunk_size
     d_out = scan_chunks(
         run,
         _materialise(d_h0),
@@ -265,10 +264,6 @@ def _recur_jvp(how: _How, primals: Any, tangents: Any) -> Any:
 
 
 _recur.defjvp(_recur_jvp, symbolic_zeros=True)
-
-
-def _scan(how: _How, body: Any, h: Array, pieces: Any) -> tuple[Array, Array]:
-    return lax.scan(body, h, pieces, reverse=how.reverse, unroll=how.plan.inner_unroll)
 
 
 def _shift(how: _How, start: Array, states: Array) -> Array:
