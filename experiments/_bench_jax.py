@@ -187,9 +187,10 @@ def build_sharded(problem: Problem, what: Pass) -> Entrant:
 
     def average(weights: Any, batch: Any) -> Any:
         part = weight(batch)
-        share = part / jax.lax.psum(part, mesh.axis_names)
         value = jax.value_and_grad(_loss_of(outputs))(weights, batch)
-        return jax.lax.psum(jax.tree.map(lambda leaf: share * leaf, value), mesh.axis_names)
+        share = (part, jax.tree.map(lambda leaf: part * leaf, value))
+        total, summed = jax.lax.psum(share, mesh.axis_names)
+        return jax.tree.map(lambda leaf: leaf / total, summed)
 
     step = make_sharded_train_step(
         _with_key(_loss_of(outputs)), optax.adam(LEARNING_RATE), mesh, weight_fn=weight

@@ -45,9 +45,10 @@ def choose_products(h0: Array, input_size: int) -> Products:
         return Products("joined" if joined else "before", columns)
     if input_size > units:
         return Products("before", False)
-    if unknown or numbers > _FEW_NUMBERS:
+    if unknown or numbers >= _MANY_NUMBERS:
         return Products("inside", False)
-    return Products("joined" if units <= _FEW_UNITS // 2 else "before", False)
+    alone = numbers <= _FEW_NUMBERS and units > _FEW_UNITS // 2
+    return Products("before" if alone else "joined", False)
 
 
 def product(x: Array, w: Array, *, axis: int = 1) -> Array:

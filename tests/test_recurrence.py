@@ -354,8 +354,13 @@ def test_products_are_those_that_were_measured_to_be_fast():
     before = Products("before", False)
     assert chosen((64,), 256, 256) == chosen((32,), 64, 32) == chosen((), 8, 64) == before
     assert chosen((), 8, 128) == chosen((8,), 8, 128) == chosen((128,), 128, 128) == before
-    assert chosen((32,), 8, 32) == chosen((1024,), 8, 32) == Products("inside", False)
-    assert chosen((), 8, 16) == chosen((8,), 8, 16) == Products("joined", False)
+    assert chosen((64,), 8, 32) == chosen((1024,), 8, 32) == Products("inside", False)
+    assert (
+        chosen((), 8, 16)
+        == chosen((32,), 8, 32)
+        == chosen((8,), 64, 64)
+        == Products("joined", False)
+    )
     assert chosen((128,), 1, 128) == chosen((64,), 128, 256) == Products("joined", False)
     assert chosen((32,), 512, 512) == chosen((8,), 8, 256) == Products("before", True)
     assert chosen((), 8, 2048) == Products("before", True)
