@@ -57,12 +57,12 @@ def fill_kept_memory():
     assert use_cpu_devices(2) == 2  # it starts nothing, so that devices can still be asked for
     fill = jax.jit(lambda value: jnp.full(NUMBERS, value, jnp.float32))
     pages = 4 * NUMBERS // resource.getpagesize()
-    for value in range(2):
-        fill(float(value)).block_until_ready()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    assert fill(2.0).block_until_ready()[-1] == 2
-    mapped = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-    assert not GLIBC or mapped < pages // 10
+    mapped = []
+    for value in range(8):  # what a thread frees late is there for a later call
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        assert fill(float(value)).block_until_ready()[-1] == value
+        mapped.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    assert not GLIBC or min(mapped) < pages // 10, mapped
 
 
 def test_another_c_library_is_left_alone(monkeypatch):
