@@ -30,8 +30,9 @@ import numpy as np
 
 from experiments._bench_cases import ADAM_EPS, LEARNING_RATE, Pass, Problem
 from experiments._bench_jax import as_numpy, enter, run_over_padding
-from experiments._bench_timing import Entrant, Unavailable, count_cores, time_once
+from experiments._bench_timing import Entrant, Unavailable, time_once
 from jaxrnn import Array, RNNParams
+from jaxrnn.host import count_cores
 
 
 def load(name: str) -> Any:

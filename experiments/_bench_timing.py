@@ -7,7 +7,6 @@ its loss. The order is drawn anew each round.
 
 from __future__ import annotations
 
-import os
 import random
 import statistics
 import time
@@ -45,13 +44,6 @@ class Entrant(NamedTuple):
 
 class Unavailable(Exception):
     """A contender cannot take part; the text says why."""
-
-
-def count_cores() -> int:
-    """Cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def compile_program(function: Any, *arguments: Any, donate: tuple[int, ...] = ()) -> Program:

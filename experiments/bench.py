@@ -55,13 +55,12 @@ from experiments._bench_timing import (
     Call,
     Entrant,
     Unavailable,
-    count_cores,
     interleave,
     matrix_product,
 )
 from experiments._report import Data, Result, RunConfig, Tick, within
 from experiments._training import NotNegative, Positive
-from jaxrnn.host import keep_memory, use_cpu_devices
+from jaxrnn.host import count_cores, keep_memory, use_cpu_devices
 
 _PACKAGES = ("jax", "jaxlib", "optax", "flax", "dm-haiku", "keras", "torch", "onnxruntime")
 _PRODUCT = "matrix product"

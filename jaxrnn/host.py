@@ -29,7 +29,7 @@ def use_cpu_devices(count: int | None = None) -> int:
       TypeError, ValueError: `count` is not an int of at least 1.
       RuntimeError: it comes too late, and the number of devices is another one.
     """
-    count = _count_cores() if count is None else check_size("count", count)
+    count = count_cores() if count is None else check_size("count", count)
     try:
         jax.config.update("jax_num_cpu_devices", count)
     except RuntimeError as error:  # JAX has started
@@ -48,9 +48,8 @@ def keep_memory() -> bool:
 
     On a CPU, JAX asks the C library for the memory of every result and every temporary, and gives
     it back at once. The GNU C library hands large blocks on to the system, which maps them anew,
-    page by page, at the next call: of programs that fill tens of megabytes a tenth to a third of
-    the time. With this call the process keeps its largest size to its end, and all threads that
-    start later share one arena.
+    page by page, at the next call. With this call the process keeps its largest size to its end,
+    and all threads that start later share one arena.
 
     Returns:
       Whether the C library does so: True with the GNU C library, otherwise False, without effect.
@@ -62,5 +61,6 @@ def keep_memory() -> bool:
     return sum(mallopt(name, value) for name, value in settings) == len(settings)
 
 
-def _count_cores() -> int:
+def count_cores() -> int:
+    """Cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
