@@ -13,7 +13,7 @@ from typing import Any, Protocol, cast
 import tyro
 from rich.console import Console
 
-from experiments._report import (
+from experiments.shared.output import (
     CHECKPOINTS,
     Data,
     InputError,

@@ -2,11 +2,10 @@
 
 from jaxrnn import diagnostics, host, initializers, sharding
 from jaxrnn._types import Activation, Array, Initializer, Key, Params, State
-from jaxrnn._updates import TrainState
 from jaxrnn.cell import RNNParams, init_rnn, step
-from jaxrnn.compose import bidirectional, chunked, residual, stack
-from jaxrnn.layer import Layer, scanned, vanilla_rnn
-from jaxrnn.pointwise import DenseParams, DropoutState, dense, dropout, embedding
+from jaxrnn.layers.combinators import bidirectional, chunked, residual, stack
+from jaxrnn.layers.contract import Layer, scanned, vanilla_rnn
+from jaxrnn.layers.pointwise import DenseParams, DropoutState, dense, dropout, embedding
 from jaxrnn.recurrence import unroll, unroll_plain
 from jaxrnn.sequences import (
     PackedSequences,
@@ -25,6 +24,7 @@ from jaxrnn.training import (
     make_train_step,
     make_truncated_train_step,
 )
+from jaxrnn.training.update import TrainState
 
 __version__ = "0.1.0"
 

@@ -48,7 +48,8 @@ from jax.sharding import PartitionSpec as P
 
 from jaxrnn._checks import check_function, check_shape, check_size
 from jaxrnn._types import Array, Key
-from jaxrnn._updates import (
+from jaxrnn.host import use_cpu_devices as use_cpu_devices  # noqa: PLC0414
+from jaxrnn.training.update import (
     LossFn,
     Metrics,
     TrainState,
@@ -60,7 +61,6 @@ from jaxrnn._updates import (
     with_carry,
     without_carry,
 )
-from jaxrnn.host import use_cpu_devices as use_cpu_devices  # noqa: PLC0414
 
 
 def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:

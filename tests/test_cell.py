@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import jaxrnn
-from tests.checks import JAX_ACTIVATIONS, assert_close, draw_rnn
-from tests.oracle import ACTIVATIONS
+from tests.support.checks import JAX_ACTIVATIONS, assert_close, draw_rnn
+from tests.support.oracle import ACTIVATIONS
 
 
 @pytest.mark.parametrize("name", list(ACTIVATIONS))

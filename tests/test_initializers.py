@@ -7,7 +7,7 @@ import pytest
 
 import jaxrnn
 from jaxrnn import initializers
-from tests.checks import assert_close, assert_identical
+from tests.support.checks import assert_close, assert_identical
 
 H = 32
 DTYPES = [jnp.bfloat16, jnp.float16, jnp.float32, jnp.float64]

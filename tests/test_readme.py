@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.checks import assert_identical
+from tests.support.checks import assert_identical
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -35,8 +35,9 @@ def test_the_gate_runs_the_readme_s_test_command():
 
 
 def test_the_map_and_the_figures_name_files_that_exist():
-    listed = set(re.findall(r"`(?:jaxrnn/)?(\w+\.py)`", README.split("## Map")[1]))
-    modules = {path.name for path in (ROOT / "jaxrnn").glob("[a-z]*.py")}
+    listed = set(re.findall(r"`(\w+(?:\.py|/))`", README.split("holds |")[1]))
+    folders = {f"{path.parent.name}/" for path in (ROOT / "jaxrnn").glob("*/__init__.py")}
+    modules = folders | {path.name for path in (ROOT / "jaxrnn").glob("[a-z]*.py")}
     assert listed == modules
     figures = re.findall(r"!\[.*?\]\((.*?)\)", README)
     assert figures

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxrnn
-from tests import oracle
-from tests.checks import assert_close, assert_identical, draw_rnn
+from tests.support import oracle
+from tests.support.checks import assert_close, assert_identical, draw_rnn
 
 DRAWN = settings(max_examples=12, deadline=None, derandomize=True)
 

@@ -44,7 +44,7 @@ from jaxrnn.sharding import (
     shard_batch,
     use_cpu_devices,
 )
-from tests.checks import assert_close, assert_identical
+from tests.support.checks import assert_close, assert_identical
 
 ROOT = Path(__file__).parents[1]
 T, B, D, H, STEPS = 12, 8, 3, 5, 20

@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 import jaxrnn
-from tests import oracle
-from tests.checks import JAX_ACTIVATIONS, assert_identical
+from tests.support import oracle
+from tests.support.checks import JAX_ACTIVATIONS, assert_identical
 
 FEW, MANY = 2, 1000
 DTYPES = (jnp.bfloat16, jnp.float16, jnp.float32)

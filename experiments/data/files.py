@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from experiments._report import InputError
+from experiments.shared.output import InputError
 
 
 def read_bytes(path: Path) -> bytes:

@@ -16,8 +16,8 @@ from typing import NamedTuple, NoReturn
 
 import numpy as np
 
-from experiments._report import InputError
 from experiments.data.files import read_bytes
+from experiments.shared.output import InputError
 
 LIMIT = 1 << 29
 """Bytes at most of one variable, decompressed."""

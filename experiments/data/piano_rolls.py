@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments._report import InputError, Tick
 from experiments.data.mat import read_cells
+from experiments.shared.output import InputError, Tick
 
 KEYS = 88
 LOWEST = 21

@@ -12,7 +12,7 @@ import numpy as np
 from jaxrnn._types import Array, Params, Shape
 from jaxrnn.cell import RNNParams
 from jaxrnn.interop._networks import Part, Recurrent, params_of, parts_of, take
-from jaxrnn.pointwise import DenseParams
+from jaxrnn.layers.pointwise import DenseParams
 
 Weights = dict[str, Any]
 """Tensors by their paths; the readers take out what they have read."""

@@ -33,7 +33,7 @@ from jaxrnn.interop._reading import (
     refuse_rest,
     stack_of,
 )
-from jaxrnn.pointwise import DenseParams
+from jaxrnn.layers.pointwise import DenseParams
 
 Name = str | tuple[str, str]
 _CELLS = {"nnx": ("dense_i", "dense_h"), "linen": ("i", "h")}

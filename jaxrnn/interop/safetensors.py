@@ -28,7 +28,7 @@ import numpy as np
 import jaxrnn
 from jaxrnn._types import Params, Shape
 from jaxrnn.files import FileFormatError, StrPath, write_atomically
-from jaxrnn.layer import Layer
+from jaxrnn.layers.contract import Layer
 
 _FORMAT, _FORMAT_VERSION = "jaxrnn", "1"
 _LISTED = 8  # differences in one message

@@ -1,0 +1,259 @@
+"""How fast the library is, beside the plain scan, flax, haiku, Keras, torch and onnxruntime.
+
+Claims: a training step is faster than every other framework's, a gradient faster than autodiff of
+the plain scan, and large networks run at the rate of one large matrix product; chunks of time are
+chosen well; many small networks run faster under one `vmap` than one after another; compiling takes
+no longer, time per step does not grow with T, and memory need not. Each mark stands in its row of
+the table, and a figure refutes it.
+
+Forward pass, gradient and training step (gradient and Adam), float32, at six shapes, for a deep
+network, for a ragged batch and for many networks at once. All contenders have the same weights, and
+their outputs, gradients and updates are compared before anything is timed. They run in turn,
+compiled and warmed up, each with every core, until the output is ready; a row of the table holds
+the medians, and the rate as a part of that of a large matrix product timed in turn with them. "One
+device" is the JAX program as it stands, whose products use all cores too; "all devices" presents
+each core as a device and splits the batch. The process keeps freed memory, for all contenders
+alike. Peers are installed by the extra `peers`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import numpy as np
+from pydantic import Field
+
+from experiments.bench import contenders, peers
+from experiments.bench.cases import (
+    Case,
+    Pass,
+    Problem,
+    Reference,
+    Shape4,
+    compare,
+    count_flops,
+    make_problem,
+    solve,
+)
+from experiments.bench.figures import draw, write_tables
+from experiments.bench.findings import judge
+from experiments.bench.scaling import (
+    measure_chunks,
+    measure_compiling,
+    measure_lengths,
+    measure_memory,
+)
+from experiments.bench.timing import (
+    Call,
+    Entrant,
+    Unavailable,
+    interleave,
+    matrix_product,
+)
+from experiments.shared.output import Data, Result, RunConfig, Tick, within
+from experiments.shared.training import NotNegative, Positive
+from jaxrnn.host import count_cores, keep_memory, use_cpu_devices
+
+_PACKAGES = ("jax", "jaxlib", "optax", "flax", "dm-haiku", "keras", "torch", "onnxruntime")
+_PRODUCT = "matrix product"
+
+
+@dataclass(frozen=True)
+class Config(RunConfig):
+    """The options of the benchmark."""
+
+    shapes: tuple[Shape4, ...] = (
+        (100, 32, 8, 32),
+        (256, 64, 128, 256),
+        (512, 32, 512, 512),
+        (100, 1024, 8, 32),
+        (10000, 1, 8, 64),
+        (1000, 128, 1, 128),
+    )
+    """T, B, D, H of each single layer."""
+    deep: Shape4 = (200, 64, 256, 256)
+    """T, B, D, H of the deep network."""
+    layers: Positive = 3
+    """Layers of the deep network."""
+    ragged: Shape4 = (256, 64, 128, 256)
+    """T, B, D, H of the ragged batch; half of it is padding."""
+    small: tuple[Shape4, ...] = ((100, 8, 8, 16), (100, 1, 8, 16))
+    """T, B, D, H of each of many networks."""
+    networks: Positive = 1024
+    """How many of them."""
+    lengths: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1000, 10_000, 100_000)
+    """T at which compiling and time per step (B, D, H = 1, 8, 64) are measured."""
+    long: Shape4 = (65_536, 8, 128, 128)
+    """T, B, D, H of the network, of as many layers as the deep one, whose memory is measured."""
+    passes: Annotated[tuple[Pass, ...], Field(min_length=1)] = ("forward", "gradient", "train")
+    """What is timed: a training step is the gradient and Adam."""
+    seconds: NotNegative = 5.0
+    """Time for each case and pass, after compiling."""
+    rounds: Positive = 7
+    """Rounds of each case and pass, at least."""
+    keep_memory: bool = True
+    """Whether the process keeps freed memory for every contender (`jaxrnn.host.keep_memory`)."""
+    peers: bool = True
+    """Whether the other frameworks take part, those that are installed."""
+    quick: bool = False
+    """Two small shapes, a small deep network, few networks, and less time for each."""
+
+
+def run(config: Config, progress: Tick) -> Result:
+    """Time every case."""
+    if config.quick:
+        config = _shorten(config)
+    kept = config.keep_memory and keep_memory()
+    _present_cores()
+    builders = contenders.BUILDERS | (peers.BUILDERS if config.peers else {})
+    product, product_flops = matrix_product()
+    cases = _list_cases(config)
+    rows: list[Data] = []
+    for number, case in enumerate(cases):
+        part = within(
+            progress, 0.8 * number / len(cases), 0.8 * (number + 1) / len(cases), case.name
+        )
+        rows += _time_case(config, case, builders, product, product_flops, part)
+    progress(0.8, "chunks")
+    chunks = measure_chunks(cases, config.seed, config.seconds, config.rounds)
+    progress(0.88, "compile times")
+    repeats = 1 if config.quick else min(config.rounds, 3)
+    compiling = measure_compiling(cases, config.lengths, repeats)
+    progress(0.92, "time per step at several lengths")
+    lengths = measure_lengths(config.lengths, config.seed, config.seconds, config.rounds)
+    progress(0.97, "memory of a long sequence")
+    memory = measure_memory(config.long, config.layers, config.seed)
+    scaling = {"chunks": chunks, "compiling": compiling, "lengths": lengths, "memory": memory}
+    data = {"rows": rows, "memory_kept": kept} | _describe_machine() | scaling
+    return Result(data, judge(data), write_tables(data))
+
+
+def plot(data: Data, folder: Path) -> None:
+    """Draw each contender's time over the library's."""
+    draw(data, folder / "bench.png")
+
+
+def _shorten(config: Config) -> Config:
+    return dataclasses.replace(
+        config,
+        shapes=((100, 32, 8, 32), (1000, 1, 8, 64)),
+        deep=(50, 16, 32, 32),
+        ragged=(100, 32, 8, 32),
+        small=((100, 8, 8, 16),),
+        networks=64,
+        lengths=(1000, 10_000),
+        long=(4096, 8, 32, 32),
+        seconds=min(config.seconds, 0.3),
+        rounds=3,
+    )
+
+
+def _present_cores() -> None:
+    with contextlib.suppress(RuntimeError):  # JAX has started: its devices are what they are
+        use_cpu_devices()
+
+
+def _list_cases(config: Config) -> list[Case]:
+    return [
+        *(Case("shape", shape) for shape in config.shapes),
+        Case("deep", config.deep, config.layers),
+        Case("ragged", config.ragged),
+        *(Case("networks", shape, networks=config.networks) for shape in config.small),
+    ]
+
+
+def _time_case(
+    config: Config,
+    case: Case,
+    builders: dict[str, Callable[[Problem, Pass], Entrant]],
+    product: Call,
+    product_flops: float,
+    progress: Tick,
+) -> list[Data]:
+    """The rows of a case: one a pass and contender."""
+    if case.networks:
+        builders = contenders.NETWORK_BUILDERS
+    problem = make_problem(case, config.seed)
+    reference = solve(problem)
+    rows = []
+    for number, what in enumerate(config.passes):
+        progress(number / len(config.passes), what)
+        entered, calls = [], {_PRODUCT: product}
+        for name, build in builders.items():
+            row, entrant = _enter(name, build, problem, what, reference)
+            entered.append(row)
+            if entrant is not None:
+                calls[name] = entrant.call
+        times = interleave(calls, config.seconds, config.rounds)
+        rate = product_flops / statistics.median(times[_PRODUCT])
+        for row in entered:
+            if row["contender"] in calls:
+                row.update(_summarise(times[row["contender"]]))
+                row["product_gigaflops"] = rate / 1e9
+                row["fraction"] = row["flops"] / row["milliseconds"] * 1e3 / rate
+        rows += entered
+    return rows
+
+
+def _enter(
+    name: str,
+    build: Callable[[Problem, Pass], Entrant],
+    problem: Problem,
+    what: Pass,
+    reference: Reference,
+) -> tuple[Data, Entrant | None]:
+    """A contender's row before it is timed; the entrant is None where it is not to be."""
+    case = problem.case
+    row: Data = {**case._asdict(), "case": case.name, "pass": what, "contender": name}
+    row |= {"status": "timed", "flops": count_flops(problem, what)}
+    try:
+        entrant = build(problem, what)
+        difference, allowed = compare(what, entrant.read(), reference, problem)
+    except Unavailable as error:
+        return {**row, "status": str(error)}, None
+    except Exception as error:  # another version of a peer may have changed; the others go on
+        if name not in peers.BUILDERS:
+            raise
+        return {**row, "status": f"fails: {type(error).__name__}: {error}"}, None
+    row |= {"difference": difference, "allowed": allowed}
+    if entrant.program is not None:
+        row["compile_seconds"] = entrant.program.seconds
+        row["temporary_megabytes"] = entrant.program.temporary / 2**20
+    if not difference <= allowed:  # NaN too
+        return {**row, "status": f"differs by {difference:.0e}, {allowed:.0e} allowed"}, None
+    return row, entrant
+
+
+def _summarise(times: list[float]) -> Data:
+    return {
+        "milliseconds": 1e3 * statistics.median(times),
+        "quartiles": 1e3 * np.quantile(times, [0.25, 0.75]),
+        "rounds": len(times),
+    }
+
+
+def _describe_machine() -> Data:
+    return {
+        "device": jax.devices()[0].device_kind,
+        "devices": len(jax.devices()),
+        "cores": count_cores(),
+        "versions": _list_versions(),
+    }
+
+
+def _list_versions() -> dict[str, str]:
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions

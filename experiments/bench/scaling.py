@@ -1,0 +1,135 @@
+"""How compile time, time per step and memory depend on the length of a sequence and its chunks."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+
+import jax
+
+from experiments.bench.cases import Case, Shape4, compare_gradients, make_problem, mean_square
+from experiments.bench.contenders import BUILDERS, build_library, gradient_program
+from experiments.bench.timing import Call, compile_program, interleave, time_once
+from experiments.shared.output import Data
+from experiments.shared.training import largest_divisor
+from jaxrnn import Array, Params, chunked, dense, stack, unroll_plain, vanilla_rnn
+
+NAMES = ("jaxrnn", "plain scan")
+_REPEATS = 3
+_SMALL = (32, 8, 32)  # B, D, H of the network that is compiled at every length
+_LONG = (1, 8, 64)  # ... and of the one that runs over every length
+_SHORTEST_CHUNK = 8
+_ROUNDS = 3  # of the network whose memory is measured; one takes many seconds
+_GROWTH = 3.0  # of the time per step from one length to the next, where measuring stops
+
+
+def measure_compiling(cases: Sequence[Case], lengths: Sequence[int], repeats: int) -> list[Data]:
+    """Seconds to compile the gradient of each single layer and of the deep network, and of a small
+    layer at each of `lengths`; medians of interleaved repeats, from shapes alone."""
+    measured = [case for case in cases if case.kind in ("shape", "deep")]
+    scaled = [Case("shape", (length, *_SMALL)) for length in lengths]
+    rows = []
+    for case in [*measured, *scaled]:
+        times: dict[str, list[float]] = {name: [] for name in NAMES}
+        for _ in range(repeats):
+            for name in NAMES:
+                times[name].append(gradient_program(case, name).seconds)
+        medians = {name: statistics.median(values) for name, values in times.items()}
+        rows.append({"case": case.name, "steps": case.shape[0], "seconds": medians})
+    for row in rows[len(measured) :]:
+        row["scaled"] = True
+    return rows
+
+
+def measure_lengths(lengths: Sequence[int], seed: int, seconds: float, least_rounds: int) -> Data:
+    """Microseconds per step of the gradient at each length, with one sequence.
+
+    Where the time per step has grown threefold from one length to the next, it is quadratic in T,
+    and longer sequences are left out: 100,000 steps would take minutes."""
+    calls: dict[tuple[str, int], Call] = {}
+    first: dict[tuple[str, int], float] = {}
+    stopped: dict[str, int] = {}
+    before = None
+    for length in sorted(lengths):
+        problem = make_problem(Case("shape", (length, *_LONG)), seed)
+        for name in set(NAMES) - set(stopped):
+            call = BUILDERS[name](problem, "gradient").call
+            call()
+            first[name, length] = min(time_once(call) for _ in range(_REPEATS)) / length
+            calls[name, length] = call
+            if before is not None and first[name, length] > _GROWTH * first[name, before]:
+                stopped[name] = length
+                del calls[name, length]
+        before = length
+    times = interleave(calls, seconds, least_rounds)
+    medians = {key: statistics.median(values) / key[1] for key, values in times.items()}
+    rows = [
+        {"length": length, "contender": name, "microseconds_per_step": 1e6 * value}
+        for (name, length), value in (first | medians).items()
+    ]
+    return {"rows": rows, "stopped": stopped}
+
+
+def measure_chunks(
+    cases: Sequence[Case], seed: int, seconds: float, least_rounds: int
+) -> list[Data]:
+    """Milliseconds of the gradient of each single layer with the chunk that `unroll` chooses, and
+    with chunks of about T, T/2, T/4, ... steps, each a divisor of T."""
+    rows = []
+    for case in cases:
+        if case.kind != "shape":
+            continue
+        problem, steps = make_problem(case, seed), case.shape[0]
+        sizes = {
+            largest_divisor(steps, steps >> halvings) for halvings in range(steps.bit_length())
+        }
+        swept = [size for size in sorted(sizes) if size >= min(_SHORTEST_CHUNK, steps)]
+        calls = {
+            size: build_library(problem, "gradient", size or None).call for size in (0, *swept)
+        }
+        times = interleave(calls, seconds, least_rounds)
+        own, *others = (1e3 * statistics.median(values) for values in times.values())
+        rows.append({"case": case.name, "own": own, "sizes": swept, "swept": others})
+    return rows
+
+
+def measure_memory(shape: Shape4, layers: int, seed: int) -> Data:
+    """Temporary megabytes and seconds of the gradient of a deep network with a readout: whole, by
+    plain scans, and by the library in `chunked` with remat; and how far the two gradients differ.
+    """
+    steps, batch, inputs, units = shape
+    widths = [inputs] + [units] * (layers - 1)
+    readout = dense(units, 1)
+    network = stack(*(vanilla_rnn(width, units) for width in widths), readout)
+    cut = chunked(network, math.isqrt(steps), remat=True)
+
+    def ours(params: Params, xs: Array) -> Array:
+        return mean_square(cut.unroll(params, None, xs)[1], None)
+
+    def plain(params: Params, xs: Array) -> Array:
+        for layer in params[:-1]:
+            _, xs = unroll_plain(layer, None, xs)
+        return mean_square(readout.unroll(params[-1], None, xs)[1], None)
+
+    key_params, key_xs = jax.random.split(jax.random.key(seed))
+    params = network.init(key_params)
+    xs = jax.random.normal(key_xs, (steps, batch, inputs))
+    programs = {
+        name: compile_program(jax.grad(loss), params, xs)
+        for name, loss in zip(NAMES, (ours, plain), strict=True)
+    }
+    got, expected = (programs[name].run(params, xs) for name in NAMES)
+    difference, allowed = compare_gradients(got, expected, steps * batch)
+
+    def call_of(name: str) -> Call:
+        return lambda: jax.block_until_ready(programs[name].run(params, xs))
+
+    times = interleave({name: call_of(name) for name in NAMES}, 0.0, _ROUNDS)
+    return {
+        "case": Case("deep", shape, layers).name,
+        "difference": difference,
+        "allowed": allowed,
+        "seconds": {name: statistics.median(values) for name, values in times.items()},
+        "megabytes": {name: programs[name].temporary / 2**20 for name in NAMES},
+    }

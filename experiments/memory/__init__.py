@@ -1,0 +1,249 @@
+"""How long a vanilla network remembers, why it forgets, and how far that can be taken.
+
+Claims: the lecture's default network learns to remember over a few dozen steps at most, because the
+gradient that reaches back decays; and it is the way it is started and trained that limits it, not
+the cell: vanilla networks h_t = f(W h_{t-1} + U x_t + b) of at most 100 units keep the order of two
+signals over 1,000 steps, add two of 600 numbers, copy ten symbols over hundreds of steps, and hold
+a sign for thousands. Refuted by the lengths that five networks of each recipe
+solve, on sequences drawn afresh.
+
+Each recipe climbs the lengths of each problem, five networks in one vmapped call, until fewer than
+half of them solve a length. `experiments.shared.tasks` states the problems and their sources,
+`experiments.memory.recipes` the recipes.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from pydantic import Field
+
+from experiments.memory import figures
+from experiments.memory.climbing import Effort, climb, evaluate
+from experiments.memory.figures import DEFAULT
+from experiments.memory.findings import judge
+from experiments.memory.recipes import RECIPES
+from experiments.shared.output import (
+    CHECKPOINTS,
+    Data,
+    InputError,
+    Result,
+    RunConfig,
+    Tick,
+    write_config,
+    write_json,
+)
+from experiments.shared.tasks import PROBLEMS
+from experiments.shared.training import Positive
+from jaxrnn import (
+    Key,
+    Params,
+    dense,
+    diagnostics,
+    fit,
+    init_train_state,
+    initializers,
+    make_train_step,
+    stack,
+    vanilla_rnn,
+)
+
+_LENGTHS = {
+    "latch": (10, 20, 50, 100, 200, 500, 1000, 3000, 10000),
+    "order": (20, 35, 50, 100, 150, 200, 500, 1000),
+    "adding": (25, 50, 100, 200, 400, 600),
+    "copy": (10, 20, 50, 100, 200, 500, 1000, 2000),
+}
+_STEPS = {
+    "latch": (1000, 200_000),
+    "order": (2500, 600_000),
+    "adding": (2000, 1_200_000),
+    "copy": (1000, 200_000),
+}
+_QUICK_LENGTHS = {"latch": (10, 20, 50, 200), "order": (20, 50, 200), "copy": (10, 20, 200)}
+_QUICK_STEPS = {"latch": (300, 60_000), "order": (1000, 160_000), "copy": (200, 40_000)}
+_QUICK_RECIPES = {"latch": "growing", "order": "switches", "copy": "small states"}
+_FAR = {"order": (200, 2000)}  # networks trained up to the one length are tested at the other
+_EXPLODING_LENGTH = 600
+_Job = Callable[[], Data]
+
+
+@dataclass(frozen=True)
+class Config(RunConfig):
+    """The options of `memory`."""
+
+    resume: Path | None = None
+    """Folder of a run that was cut: go on with what it had not climbed, with the options it had."""
+    quick: bool = False
+    """Three problems, short lengths, and beside the lecture's one recipe for each."""
+    problems: tuple[str, ...] = tuple(PROBLEMS)
+    """Problems to climb: latch, order, adding, copy."""
+    recipes: tuple[str, ...] = tuple(RECIPES)
+    """Recipes to compare, by name."""
+    seeds: Annotated[int, Field(ge=2)] = 5
+    """Networks of each recipe."""
+    batch_size: Positive = 32
+    """Sequences of a training step."""
+    test_sequences: Positive = 1000
+    """Sequences of a test, and of each validation."""
+    workers: Positive = 2
+    """Recipes in training at the same time, each in a process of its own; 1: in this one."""
+
+
+def run(config: Config, progress: Tick) -> Result:
+    """Climb every problem with every recipe, and follow one explosion."""
+    _check_names("problems", config.problems, PROBLEMS)
+    _check_names("recipes", config.recipes, RECIPES)
+    lengths = _QUICK_LENGTHS if config.quick else _LENGTHS
+    pairs = [
+        (problem, recipe)
+        for problem in config.problems
+        if problem in lengths
+        for recipe in config.recipes
+        if not config.quick or recipe in (DEFAULT, _QUICK_RECIPES.get(problem))
+    ]
+    if DEFAULT not in config.recipes:
+        raise InputError(f"--recipes lacks {DEFAULT}, which the others are held against")
+    if not pairs:
+        expected = f"expected some of {', '.join(lengths)} with --quick"
+        raise InputError(f"--problems is {', '.join(config.problems)}, {expected}")
+    jobs: dict[str, _Job] = {
+        "-".join(pair): functools.partial(_climb_pair, config, *pair) for pair in pairs
+    }
+    if not config.quick:
+        jobs = {"explosion": functools.partial(_explode, config)} | jobs
+    results = _run_side_by_side(jobs, config, progress)
+    explosion = results.pop("explosion", None)
+    data: Data = {
+        "seeds": config.seeds,
+        "explosion": explosion,
+        "climbs": list(results.values()),
+    }
+    return Result(data, judge(data))
+
+
+def plot(data: Data, folder: Path) -> None:
+    """Draw memory.png, and one figure of losses a problem."""
+    figures.plot(data, folder)
+
+
+def _check_names(option: str, names: Sequence[str], known: Any) -> None:
+    for name in names:
+        if name not in known:
+            raise InputError(f"--{option} is {name!r}, expected some of {', '.join(known)}")
+    if not names:
+        raise InputError(f"--{option} names nothing, expected some of {', '.join(known)}")
+
+
+def _run_side_by_side(jobs: dict[str, _Job], config: Config, progress: Tick) -> dict[str, Data]:
+    """The results of all jobs by name, each saved as it comes; of those that the run which is
+    resumed has saved, what it saved. Processes, as threads that compile side by side can crash
+    (jaxlib 0.10.2)."""
+    folder = config.resume or config.folder
+    results = {} if folder is None else _open(folder, config, list(jobs))
+    missing = [name for name in jobs if name not in results]
+
+    def keep(name: str, result: Data) -> None:
+        if folder is not None:
+            write_json(_path(folder, name), result)
+        results[name] = result
+        progress(len(results) / len(jobs), f"{len(results)} of {len(jobs)}, the last: {name}")
+
+    if config.workers == 1:
+        for name in missing:
+            keep(name, jobs[name]())
+        return {name: results[name] for name in jobs}
+    with ProcessPoolExecutor(config.workers, mp_context=get_context("spawn")) as pool:
+        names = {pool.submit(jobs[name]): name for name in missing}
+        try:
+            for future in as_completed(names):
+                keep(names[future], future.result())
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return {name: results[name] for name in jobs}
+
+
+def _open(folder: Path, config: Config, names: list[str]) -> dict[str, Data]:
+    """Begin the folder of a run, or read what is saved there."""
+    write_config(folder, config)
+    (folder / CHECKPOINTS).mkdir(exist_ok=True)
+    saved = {}
+    for name in names:
+        path = _path(folder, name)
+        try:
+            if path.exists():
+                saved[name] = json.loads(path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path} cannot be read: {error}") from None
+    return saved
+
+
+def _path(folder: Path, name: str) -> Path:
+    return folder / CHECKPOINTS / f"{name.replace(' ', '_')}.json"
+
+
+def _split(config: Config) -> Key:
+    """The keys of the climbs and of the explosion."""
+    return jax.random.split(jax.random.key(config.seed))
+
+
+def _climb_pair(config: Config, problem: str, recipe: str) -> Data:
+    """The rungs of one recipe on one problem."""
+    lengths = (_QUICK_LENGTHS if config.quick else _LENGTHS)[problem]
+    steps = (_QUICK_STEPS if config.quick else _STEPS)[problem]
+    keys = jax.random.split(_split(config)[0], config.seeds)
+    far_from, far_to = _FAR.get(problem, (0, 0))
+    rungs = []
+    how = (PROBLEMS[problem], RECIPES[recipe])
+    effort = Effort(*steps, config.batch_size, config.test_sequences)
+    for rung in climb(*how, lengths, effort, keys):
+        params: Params = rung.pop("params")
+        if rung["length"] == far_from:
+            _, right = evaluate(*how, far_to, config.test_sequences, params, keys)
+            rung["far"] = {"length": far_to, "right": right}
+        rungs.append(rung)
+    return {"problem": problem, "recipe": recipe, "rungs": rungs}
+
+
+def _explode(config: Config) -> Data:
+    """Follow one relu network, started at the identity, on long adding problems until a step of it
+    is no longer finite, with optax's own clipping."""
+    problem = PROBLEMS["adding"]
+    network = stack(
+        vanilla_rnn(2, 64, activation=jax.nn.relu, w_hh_init=initializers.identity()), dense(64, 1)
+    )
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))
+    key_params, key_run = jax.random.split(_split(config)[1])
+
+    def make_batch(key: Key, step: Any) -> Any:
+        del step
+        return problem.draw(key, _EXPLODING_LENGTH, config.batch_size)
+
+    def loss_fn(params: Params, batch: Any, key: Key) -> Any:
+        del key
+        (state, _), ys = network.unroll(params, None, batch.xs)
+        return problem.loss(ys[-1], batch.targets), {
+            "radius": diagnostics.spectral_radius(params[0].w_hh),
+            "state": jnp.max(jnp.abs(state)),
+        }
+
+    state = init_train_state(network.init(key_params), optimizer, key_run)
+    train_step = make_train_step(loss_fn, optimizer)
+    history: list[Data] = []
+    while len(history) < 60 and (not history or np.isfinite(history[-1]["loss"]).all()):
+        state, metrics = fit(train_step, state, make_batch, 10)
+        history.append(metrics)
+    curves = {name: np.concatenate([part[name] for part in history]) for name in history[0]}
+    return {"length": _EXPLODING_LENGTH, **curves}

@@ -1,0 +1,1 @@
+"""What the experiments share: options, findings, output, figures, training, tasks."""

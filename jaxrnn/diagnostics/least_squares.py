@@ -1,0 +1,40 @@
+"""Nonlinear least squares by damped Gauss-Newton steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.scipy.linalg import solve_triangular
+
+from jaxrnn._types import Array
+from jaxrnn.diagnostics.log_products import orthogonalize
+
+
+def levenberg_marquardt(residual: Callable[[Array], Array], start: Array, num_steps: int) -> Array:
+    """A local minimum of ``||residual(v)||^2``, from `start` [N].
+
+    Each step solves min ||J d + residual||^2 + damping ||d||^2 by QR, and is taken if the sum of
+    squares falls; then the damping falls too, and else it grows. A minimum is only ever left for a
+    lower point, so that NaN is never stepped into.
+
+    Source: Marquardt 1963, "An algorithm for least-squares estimation of nonlinear parameters"."""
+    size = start.size
+    eye = jnp.eye(size, dtype=start.dtype)
+    tiny = float(jnp.finfo(start.dtype).eps)
+
+    def body(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
+        at, damping = carry
+        error = residual(at)
+        jacobian = jax.jacfwd(residual)(at)
+        root = jnp.sqrt(damping) * jnp.max(jnp.abs(jacobian))
+        q, r = orthogonalize(jnp.concatenate([jacobian, root * eye]))
+        trial = at - solve_triangular(r, error @ q[:size])
+        better = jnp.sum(residual(trial) ** 2) < jnp.sum(error**2)
+        damping = jnp.clip(jnp.where(better, damping / 8, damping * 4), tiny**2, 1 / tiny)
+        return (jnp.where(better, trial, at), damping), None
+
+    initial = start, jnp.asarray(1e-2, start.dtype)
+    return lax.scan(body, initial, length=num_steps)[0][0]

@@ -1,0 +1,1 @@
+"""Layers, records of pure functions, and networks composed of them."""

@@ -1,0 +1,500 @@
+"""The climb step by step, its objective by hand, and what `memory` makes of what it measures."""
+
+import functools
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import memory
+from experiments.__main__ import main
+from experiments.memory import climbing
+from experiments.memory.climbing import Effort, climb, evaluate
+from experiments.memory.findings import judge
+from experiments.memory.recipes import Recipe
+from experiments.shared.tasks import PROBLEMS
+from jaxrnn import TrainState, vanilla_rnn
+from jaxrnn.initializers import identity
+from tests.experiments.memory.test_recipes import compiled, draw, keys, unroll_by_hand
+from tests.support.checks import assert_close
+
+EPS = float(np.finfo(np.float32).eps)
+TINY = Recipe("tiny", "", lambda size: (vanilla_rnn(size, 4),))
+
+
+pytestmark = pytest.mark.usefixtures("as_on_the_command_line")
+
+
+def start(problem, count=1):
+    """Tiny networks, stacked."""
+    return climbing._start(problem, TINY, keys(count)).params
+
+
+def first(tree):
+    return jax.tree.map(lambda leaf: leaf[0], tree)
+
+
+# The objective
+
+
+def test_noise_is_added_to_the_argument_of_the_activation():
+    recipe, problem = TINY._replace(noise=0.7), PROBLEMS["order"]
+    params = first(start(problem))
+    batch, key = draw("order", jax.random.key(1), 30, 5, mixed=True), jax.random.key(2)
+
+    @compiled
+    def measure(params):
+        wider, silent = (climbing._add_noise(noise, params, batch, key) for noise in (0.7, 0.0))
+        pairs = (wider, silent, (params, batch))
+        answers = [climbing._answer(problem, TINY, *pair) for pair in pairs]
+        loss = climbing._objective(problem, recipe, params, batch, key)
+        return wider[1].xs, loss, answers
+
+    xs, loss, (noisy, silent, without) = measure(params)
+    np.testing.assert_array_equal(xs[..., : problem.input_size], batch.xs)
+    noises = np.asarray(xs[..., problem.input_size :], np.float64)
+    hs = unroll_by_hand(params[0][0], batch.xs, np.tanh, added=0.7 * noises)
+    last = hs[batch.last, np.arange(5)]
+    answer = last @ np.asarray(params[1].w, np.float64).T + np.asarray(params[1].b)
+    assert_close(noisy, answer, length=30 * 10)
+    scores = np.log(np.exp(answer).sum(axis=1)) - answer[np.arange(5), batch.targets]
+    assert float(loss) == pytest.approx(scores.mean(), rel=32 * EPS * math.sqrt(300))
+    assert_close(silent, without, length=30 * 10)
+    assert np.abs(noisy - without).max() > 0.1
+
+
+def test_noise_is_a_normalised_sum_of_four_signs_anew_for_every_unit():
+    layer = vanilla_rnn(1, 7).init(jax.random.key(0))  # an odd number of units
+    batch = draw("latch", jax.random.key(1), 50, 100)
+    add = compiled(climbing._add_noise)
+    noisy, wider = add(0.5, ((layer,), None), batch, jax.random.key(2))
+    np.testing.assert_array_equal(noisy[0][0].w_ih[:, 1:], 0.5 * np.eye(7))
+    noises = np.asarray(wider.xs[..., 1:], np.float64)
+    assert noises.shape == (51, 100, 7)
+    count = noises.size
+    for value, part in zip((-2, -1, 0, 1, 2), (1, 4, 6, 4, 1), strict=True):
+        share = part / 16
+        assert abs(np.mean(noises == value) - share) <= 5 * math.sqrt(share / count)
+    assert abs(noises.mean()) <= 5 / math.sqrt(count)
+    assert abs(noises.var() - 1) <= 5 * math.sqrt(1.5 / count)  # the fourth moment is 5/2
+    for axis in range(3):
+        one = np.moveaxis(noises, axis, 0)
+        assert abs(np.mean(one[1:] * one[:-1])) <= 5 / math.sqrt(one[1:].size)
+
+
+def penalty_by_hand(params, xs, targets, everywhere):
+    """Pascanu et al. 2013, equation 9: over all k, how far from 1 the norm of
+    dE/dx_{k+1} dx_{k+1}/dx_k is in parts of that of dE/dx_{k+1}, squared."""
+    (layer,), readout = params
+    hs = unroll_by_hand(layer, xs[:, None], np.tanh)[:, 0]
+    outputs = hs @ np.asarray(readout.w).T + np.asarray(readout.b)
+    parts = np.exp(outputs) / np.exp(outputs).sum(axis=1, keepdims=True)
+    errors = parts - np.eye(outputs.shape[1])[targets]  # of a loss of every output, or of the last
+    errors = errors / len(xs) if everywhere else np.eye(len(xs))[-1][:, None] * errors
+    gradient, total = np.zeros(len(layer.w_hh)), 0.0
+    for h, error in zip(hs[::-1], errors[::-1], strict=True):
+        gradient = gradient + error @ np.asarray(readout.w)
+        pulled = gradient * (1 - h**2) @ np.asarray(layer.w_hh)
+        total += (np.linalg.norm(pulled) / np.linalg.norm(gradient) - 1) ** 2
+        gradient = pulled
+    return total
+
+
+@pytest.mark.parametrize("name", ["latch", "copy"])
+def test_unsteadiness_is_equation_9_from_explicit_jacobians(name):
+    problem = PROBLEMS[name]
+    params = first(start(problem))
+    with jax.enable_x64(True):
+        params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), params)
+
+        @compiled
+        def measure(batch):
+            key, recipe = jax.random.key(0), TINY._replace(steadiness=3.0)
+            how = params, batch, key
+            losses = [climbing._objective(problem, each, *how) for each in (TINY, recipe)]
+            return climbing._unsteadiness(problem, TINY, params, batch), *losses
+
+        batch = compiled(lambda key: problem.draw(key, 7, 6))(jax.random.key(4))
+        got, without, whole = measure(batch)
+        assert got.dtype == jnp.float64
+    xs, targets = np.asarray(batch.xs), np.asarray(batch.targets)
+    some = range(climbing._PENALIZED)
+    how = problem.everywhere
+    wanted = [penalty_by_hand(params, xs[:, at], targets[..., at], how) for at in some]
+    assert float(whole) == pytest.approx(float(without) + 3 * float(got), rel=1e-12)
+    assert float(got) == pytest.approx(np.mean(wanted), rel=1e-9)
+
+
+# Climbing
+
+
+def make_run(values, best, best_loss):
+    """Networks of one number each."""
+    state = TrainState(jnp.int32(0), jnp.array(values), {"m": jnp.array(values)}, keys(1)[0])
+    kept = (jnp.array(best), {"m": jnp.array(best)})
+    return climbing._Climb(state, np.ones(len(values)), kept, np.array(best_loss))
+
+
+def test_a_network_that_worsens_goes_back_with_half_its_rate_and_a_finished_one_stays():
+    # Better; a little worse; much worse; not finite; finished, and better or worse; never finite.
+    values, best = np.arange(1.0, 8), np.arange(11.0, 18)
+    run = make_run(values, best, [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, np.inf])
+    losses = np.array([0.5, 2.0, 2.2, np.inf, 0.1, 9.0, np.inf])
+    running = np.array([True, True, True, True, False, False, True])
+    after = climbing._keep_best(run, losses, running, 1 / 8)
+    for tree in (after.state.params, after.state.opt_state["m"]):
+        np.testing.assert_array_equal(tree, [1, 2, 13, 14, 15, 16, 7])
+    for tree in (after.best[0], after.best[1]["m"]):
+        np.testing.assert_array_equal(tree, [1, 12, 13, 14, 15, 16, 17])
+    np.testing.assert_array_equal(after.best_loss, [0.5, 1, 1, 1, 1, 1, np.inf])
+    np.testing.assert_array_equal(after.scale, [1, 1, 0.5, 0.5, 1, 1, 1])
+    for _ in range(9):
+        after = climbing._keep_best(after, losses, running, 1 / 8)
+    np.testing.assert_array_equal(after.scale[2:4], 1 / 8)
+
+
+def test_training_ends_network_by_network_and_keeps_the_best(monkeypatch):
+    """Losses by script: each network is its number of calls of _advance."""
+    solved, nothing = 0.0, 1.0
+    script = np.array(
+        [
+            [solved] * 9,  # solves it before training
+            [nothing, 0.6, *[solved] * 7],  # after two calls
+            [nothing, 0.5, 0.9, 0.7, math.nan, 0.6, 0.6, 0.6, 0.6],  # never
+        ]
+    )
+    calls, scales = [], []
+
+    def fake_evaluate(problem, recipe, length, sequences, params, keys):
+        now = script[np.arange(3), np.asarray(params).astype(int)]
+        return now, (now == solved).astype(float)
+
+    def fake_advance(problem, recipe, length, batch_size, state, scale):
+        calls.append(np.asarray(state.params))
+        scales.append(scale)
+        after = state._replace(params=state.params + 1, opt_state={"m": state.params + 1})
+        return after, np.array([1, 2, 3])
+
+    monkeypatch.setattr(climbing, "evaluate", fake_evaluate)
+    monkeypatch.setattr(climbing, "_advance", fake_advance)
+    state = TrainState(jnp.zeros(3, jnp.int32), jnp.zeros(3), {"m": jnp.zeros(3)}, keys(3))
+    every, effort = climbing._STEPS_A_CALL, Effort(10**6, 5 * 8 * climbing._STEPS_A_CALL, 1, 1)
+    after, steps, skipped = climbing._train(PROBLEMS["latch"], TINY, 5, effort, state)
+    np.testing.assert_array_equal(skipped, [1 * 2, 2 * 4, 3 * 8])  # in those calls
+    np.testing.assert_array_equal(after.params, [0, 2, 1])
+    np.testing.assert_array_equal(after.opt_state["m"], [0, 2, 1])
+    np.testing.assert_array_equal(steps, every * np.array([2, 4, 8]))  # until the third pass
+    # The first trains until its third pass; the third goes back from NaN, at 4, to its best, at 1.
+    np.testing.assert_array_equal(np.transpose(calls)[0], [0, 1, 2, 0, 0, 0, 0, 0])
+    np.testing.assert_array_equal(np.transpose(calls)[2], [0, 1, 2, 3, 1, 2, 3, 1])
+    np.testing.assert_array_equal(np.transpose(scales)[2], [1, 1, 1, 1, 0.5, 0.5, 0.5, 0.25])
+
+
+@pytest.mark.parametrize("grows", [True, False])
+def test_a_climb_ends_where_fewer_than_half_solve_and_grows_from_the_length_before(
+    grows, monkeypatch
+):
+    right = {5: [1.0, 1.0], 6: [1.0, 0.5], 7: [0.5, 0.5], 8: [1.0, 1.0]}
+    given = []
+
+    def train(problem, recipe, length, effort, state):
+        given.append(state.params)
+        longer = jax.tree.map(lambda leaf: leaf + 1, state.params)
+        return state._replace(params=longer), np.array([length, 0]), np.array([0, length])
+
+    monkeypatch.setattr(climbing, "_train", train)
+    monkeypatch.setattr(climbing, "evaluate", lambda *how: (np.zeros(2), np.array(right[how[2]])))
+    monkeypatch.setattr(climbing, "_measure_norms", lambda *how: np.array(how[2]))
+    problem, recipe = PROBLEMS["latch"], TINY._replace(grows=grows)
+    rungs = list(climb(problem, recipe, (5, 6, 7, 8), Effort(1, 1, 1, 1), keys()))
+    assert [rung["length"] for rung in rungs] == [5, 6, 7]
+    solved = [rung["solved"].tolist() for rung in rungs]
+    assert solved == [[True, True], [True, False], [False, False]]
+    assert [rung["steps"][0] for rung in rungs] == [5, 6, 7]
+    assert [rung["skipped"][1] for rung in rungs] == [5, 6, 7]
+    fresh = start(problem, 2)
+    for place, params in enumerate(given):
+        added = place if grows else 0
+        wanted = jax.tree.map(lambda leaf, added=added: leaf + added, fresh)
+        assert_close(params, wanted, length=3)
+    assert_close(rungs[-1]["params"], jax.tree.map(lambda a: a + 1, given[-1]), length=1)
+
+
+def test_gradient_norms_are_those_of_explicit_products():
+    problem, length, some = PROBLEMS["order"], 12, keys()
+    params = start(problem, 2)
+    got = np.asarray(climbing._measure_norms(problem, TINY, length, params, some))
+    lags = climbing._lags(length)
+    assert lags.tolist() == list(range(1, 13))
+    for seed, key in enumerate(some):
+        layer = jax.tree.map(lambda leaf, at=seed: leaf[at], params[0][0])
+        key_data, *directions = jax.random.split(key, 1 + climbing._MEASURED)
+        xs = draw("order", key_data, length, climbing._MEASURED).xs
+        hs = unroll_by_hand(layer, xs, np.tanh)
+        logs = []
+        for place, direction in enumerate(directions):
+            row = np.asarray(jax.random.normal(direction, (4,)), np.float64)
+            row = row / np.linalg.norm(row)
+            norms = []
+            for h in hs[::-1, place]:
+                row = row * (1 - h**2) @ np.asarray(layer.w_hh, np.float64)
+                norms.append(math.log(np.linalg.norm(row)))
+            logs.append(norms)
+        # Each step rounds its row by a few eps, of which what is left may be a hundredth.
+        np.testing.assert_allclose(got[seed], np.mean(logs, axis=0), atol=100 * 12 * 4 * EPS)
+
+
+def test_lags_run_from_one_to_the_length():
+    for length in (1, 2, 39, 500, 10000):
+        lags = climbing._lags(length)
+        assert (lags[0], lags[-1]) == (1, length)
+        assert (np.diff(lags) > 0).all()
+        assert len(lags) <= 40
+
+
+@pytest.mark.parametrize("name", ["adding", "copy"])
+def test_an_evaluation_is_the_mean_over_its_parts(name, monkeypatch):
+    monkeypatch.setattr(climbing, "_AT_ONCE", 4)
+    problem, length, some = PROBLEMS[name], 6, keys(2, seed=9)
+    params = start(problem, 2)
+    sequences, parts, size = (3, 1, 3) if name == "copy" else (8, 2, 4)
+    got = evaluate(problem, TINY, length, sequences, params, some)
+    for seed, key in enumerate(some):
+        (layer,), readout = jax.tree.map(lambda leaf, at=seed: leaf[at], params)
+        rows = []
+        for part in jax.random.split(jax.random.fold_in(key, length), parts):
+            batch = draw(name, part, length, size)
+            hs = unroll_by_hand(layer, batch.xs, np.tanh)
+            outputs = hs @ np.asarray(readout.w, np.float64).T + np.asarray(readout.b)
+            rows.append(score(name, outputs, batch.targets))
+        # A loss sums 26 steps of 4 units at most, and a part is a number of some digits.
+        wanted = np.mean(rows, axis=0)
+        rounding = 32 * EPS * math.sqrt(26 * 4)
+        np.testing.assert_allclose([got[0][seed], got[1][seed]], wanted, rtol=rounding)
+
+
+def score(name, outputs, targets):
+    if name == "adding":
+        errors = outputs[-1, :, 0] - targets
+        return np.mean(errors**2), np.mean(np.abs(errors) < 0.2)
+    logs = np.log(np.exp(outputs).sum(axis=-1))
+    chosen = np.take_along_axis(outputs, targets[..., None], axis=-1)[..., 0]
+    return np.mean(logs - chosen), np.mean((outputs.argmax(axis=-1) == targets)[-10:])
+
+
+# The experiment
+
+
+def run_small(folder, *options):
+    sizes = ("--seeds", "2", "--batch-size", "2", "--test-sequences", "4", "--workers", "1")
+    return main(("memory", "--folder", str(folder), *sizes, *options))
+
+
+FILES = {"config.json", "metrics.json", "findings.csv", "memory.png", "reaches.png", "lengths.png"}
+
+
+def test_a_small_run_writes_its_figures_and_its_measurements(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "_LENGTHS", {"order": (20,)})
+    monkeypatch.setattr(memory, "_STEPS", {"order": (50, 10**6)})
+    monkeypatch.setattr(memory, "_FAR", {"order": (20, 40)})
+    monkeypatch.setattr(memory, "_EXPLODING_LENGTH", 30)
+    monkeypatch.setitem(memory.RECIPES, "growing", memory.RECIPES["lecture"])  # compiled once
+    huge = identity(1e30)  # which overflows at the second step
+    monkeypatch.setattr(memory.initializers, "identity", lambda: huge)
+    options = ("--problems", "order", "--recipes", "lecture", "growing")
+    assert run_small(tmp_path, *options) == 0
+    assert {path.name for path in tmp_path.iterdir()} == FILES | {"checkpoints"}
+    assert all(path.stat().st_size > 0 for path in tmp_path.iterdir())
+    data = json.loads((tmp_path / "metrics.json").read_text())
+    assert [entry["recipe"] for entry in data["climbs"]] == ["lecture", "growing"]
+    for entry in data["climbs"]:
+        (rung,) = entry["rungs"]
+        assert rung["length"] == 20
+        assert rung["far"]["length"] == 40
+        for name in ("loss", "right", "solved", "steps", "skipped"):
+            assert np.shape(rung[name]) == (2,)
+        assert np.isfinite(rung["loss"]).all()
+        for name in ("norms_before", "norms_after"):
+            assert np.shape(rung[name]) == (2, len(rung["lags"]))
+        assert set(rung["steps"]) <= {0, 50}
+    assert data["climbs"][0]["rungs"] == data["climbs"][1]["rungs"]  # from the same keys
+    assert len(data["explosion"]["loss"]) == 10  # it is over after its first call
+    assert not np.isfinite(data["explosion"]["loss"]).any()
+
+
+def make_rung(length, solved=True, **changed):
+    lags = np.array([1, length])
+    before = np.array([[-0.1, -0.2 if np.all(solved) else -20.0]] * 2)
+    after = np.array([[-0.1, -20.0]] * 2)
+    made = {"length": length, "steps": np.array([9, 9]), "loss": np.array([0.001, 0.002])}
+    made |= {"right": np.ones(2), "solved": np.broadcast_to(solved, 2), "lags": lags}
+    return made | {"norms_before": before, "norms_after": after, "skipped": np.zeros(2)} | changed
+
+
+BEST_LENGTHS = {"latch": 100, "order": 1000, "adding": 600, "copy": 100}
+
+
+def make_data(**changed):
+    """All claims hold; `changed` are the rungs' values, by problem and length: latch_100."""
+    climbs = []
+    for problem in PROBLEMS:
+        lengths = [10, 50, 100, 150, 200, 400, 600, 1000]
+        lengths = [each for each in lengths if each <= BEST_LENGTHS[problem]]
+        rungs = []
+        for length in lengths:
+            far = {"length": 2000, "right": np.array([0.99, 1.0])}
+            extra = {"far": far} if problem == "order" and length == 200 else {}
+            rungs.append(make_rung(length, **(extra | changed.get(f"{problem}_{length}", {}))))
+        short = [make_rung(10), make_rung(50, False, loss=np.array([np.nan, 1.0]))]
+        climbs.append({"problem": problem, "recipe": "lecture", "rungs": short})
+        climbs.append({"problem": problem, "recipe": "growing", "rungs": rungs})
+        climbs.append({"problem": problem, "recipe": "GRU", "rungs": short})
+    steps = np.arange(1.0, 31)
+    explosion = {"loss": np.where(steps > 20, np.nan, steps), "radius": 1 + steps / 100}
+    explosion |= {"length": 600, "state": steps} | changed.get("explosion", {})
+    return {"seeds": 2, "explosion": explosion, "climbs": climbs}
+
+
+FAILED = {"solved": np.array([False, False])}
+ONE_WRONG = {"right": np.array([1.0, 0.999])}
+
+
+@pytest.mark.parametrize(
+    ("changed", "refuted"),
+    [
+        ({}, set()),
+        ({"latch_100": FAILED}, {"latch"}),
+        ({"copy_100": {"solved": np.array([True, False])}}, {"copy"}),
+        ({"order_150": ONE_WRONG}, {"order, all right"}),
+        ({"order_1000": ONE_WRONG}, {"order, trained"}),
+        (
+            {"order_200": {"far": {"length": 2000, "right": np.array([0.98, 1.0])}}},
+            {"order, further"},
+        ),
+        ({"adding_400": {"loss": np.array([0.001, 0.011])}}, {"adding, 400"}),
+        ({"adding_600": {"loss": np.array([0.001, np.nan])}}, {"adding, 600"}),
+        ({"explosion": {"loss": np.ones(30)}}, {"adding, NaN"}),
+        ({"explosion": {"radius": np.full(30, 0.9)}}, {"adding, NaN"}),
+    ],
+    ids=lambda value: "+".join(value) or "none",
+)
+def test_each_verdict_follows_from_the_data(changed, refuted):
+    findings = judge(make_data(**changed))
+    assert len(findings) == 12
+    assert {finding.name for finding in findings if not finding.holds} == refuted
+
+
+def test_a_network_that_broke_does_not_hide_one_that_adds():
+    data = make_data()
+    (lecture,) = (e for e in data["climbs"] if (e["problem"], e["recipe"]) == ("adding", "lecture"))
+    for length in (400, 600):  # the recipe that comes first
+        lecture["rungs"].append(make_rung(length, solved=False, loss=np.array([np.nan, 0.1])))
+    holds = {finding.name: finding.holds for finding in judge(data)}
+    assert holds["adding, 400"]
+    assert holds["adding, 600"]
+
+
+def test_the_gradient_verdicts_follow_from_the_norms():
+    def judge_norms(recipe, when, *levels):
+        """Of latch, order and adding, in powers of ten."""
+        data = make_data()
+        entries = [entry for entry in data["climbs"] if entry["recipe"] == recipe]
+        for entry, level in zip(entries[:3], levels, strict=True):
+            entry["rungs"][-1][f"norms_{when}"] = np.full((2, 2), level * math.log(10))
+        return [finding.holds for finding in judge(data)[-2:]]
+
+    assert judge_norms("lecture", "before", -2.1, -np.inf, -3.0) == [True, True]
+    assert judge_norms("lecture", "before", -2.1, -np.inf, -1.9) == [False, True]
+    assert judge_norms("growing", "after", -2.1, 0.0, 1.0) == [True, True]
+    assert judge_norms("growing", "after", -1.9, 0.0, 1.0) == [True, False]
+
+
+def test_what_was_not_measured_is_not_claimed_and_norms_of_nothing_are_drawn(tmp_path):
+    data = make_data() | {"explosion": None}
+    for entry in data["climbs"]:
+        entry["rungs"] = entry["rungs"][:2]
+        entry["rungs"][-1]["norms_after"] = np.full((2, 2), -np.inf)
+    names = [finding.name for finding in judge(data)]
+    assert names == [*PROBLEMS, "gradient, to learn", "gradient, to hold"]
+    memory.plot(data, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--problems", "latch", "none"), ["--problems is 'none'", "latch, order"]),
+        (("--recipes", "lecture", "LSTM"), ["--recipes is 'LSTM'", "lecture, deep"]),
+        (("--seeds", "1"), ["--seeds is 1"]),
+        (("--batch-size", "0"), ["--batch-size is 0"]),
+        (("--workers", "0"), ["--workers is 0"]),
+    ],
+    ids=" ".join,
+)
+def test_bad_options_are_refused_by_name(options, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(memory, "_run_side_by_side", None)  # nothing is to run
+    assert main(("memory", "--folder", str(tmp_path / "new"), *options)) == 2
+    message = capsys.readouterr().err
+    assert all(part in message for part in said), message
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("option", ["problems", "recipes"])
+def test_no_problems_and_no_recipes_are_refused(option):
+    with pytest.raises(memory.InputError, match=f"--{option} names nothing"):
+        memory.run(memory.Config(**{option: ()}), lambda done, doing: None)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--recipes", "growing"),
+        ("--recipes", "GRU"),
+        ("--recipes", "lecture", "lecture"),
+        ("--quick", "--problems", "adding"),
+        ("--quick", "--recipes", "deep"),
+    ],
+    ids=" ".join,
+)
+def test_every_choice_of_problems_and_recipes_is_refused_or_told(options, tmp_path, monkeypatch):
+    rungs = [make_rung(20, params=None), make_rung(50, solved=False, params=None)]
+    monkeypatch.setattr(memory, "climb", lambda *how: map(dict, rungs))
+    monkeypatch.setattr(memory, "_explode", lambda *how: make_data()["explosion"])
+    code = run_small(tmp_path / "new", *options)
+    assert code == (0 if (tmp_path / "new").exists() else 2)
+
+
+def test_a_run_that_was_cut_goes_on_with_what_it_had_not_climbed(tmp_path, monkeypatch):
+    calls, cut = [], True
+
+    def fake_climb(problem, recipe, *how):
+        if cut and problem.name == "order":
+            raise KeyboardInterrupt
+        calls.append(problem.name)
+        yield make_rung(20, params=None)
+
+    monkeypatch.setattr(memory, "climb", fake_climb)
+    monkeypatch.setattr(memory, "_explode", lambda *how: make_data()["explosion"])
+    options = ("--problems", "latch", "order", "--recipes", "lecture")
+    assert run_small(tmp_path, *options) == 130
+    assert calls == ["latch"]
+    assert run_small(tmp_path, *options) == 2  # the folder holds a run
+    cut = False
+    assert main(("memory", "--resume", str(tmp_path))) == 0
+    assert calls == ["latch", "order"]
+    assert {path.name for path in tmp_path.iterdir()} == FILES | {"checkpoints"}
+
+
+def test_processes_side_by_side_return_what_each_job_does(tmp_path):
+    jobs = {name: functools.partial(dict, name=name) for name in ("one", "two", "three")}
+    config = memory.Config(folder=tmp_path, workers=2)
+    done = []
+    results = memory._run_side_by_side(jobs, config, lambda part, doing: done.append(part))
+    assert results == {name: {"name": name} for name in jobs}
+    assert done == pytest.approx([1 / 3, 2 / 3, 1])
+    resumed = memory.Config(resume=tmp_path, workers=2)
+    jobs["one"] = functools.partial(dict, name="another")  # saved already
+    assert memory._run_side_by_side(jobs, resumed, lambda part, doing: None) == results

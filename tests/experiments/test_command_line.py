@@ -1,0 +1,137 @@
+"""The command line of the experiments, and the parts of the tour that are quick."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def experiments(*arguments):
+    command = [sys.executable, "-m", "experiments", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_the_list_names_every_experiment():
+    done = experiments("--list")
+    assert done.returncode == 0
+    assert done.stdout.startswith("tour")
+
+
+@pytest.mark.parametrize("arguments", [("nothing",), ("tour", "--nothing", "1")])
+def test_an_unknown_name_or_option_is_refused_without_a_traceback(arguments):
+    done = experiments(*arguments)
+    assert done.returncode == 2
+    assert "nothing" in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_tour_cut_short_writes_its_data_and_figures_and_finds_the_exact_claims_to_hold(tmp_path):
+    done = experiments(
+        *("tour", "--folder", str(tmp_path)),
+        *("--sunspots.seeds", "2", "--sunspots.max-steps", "20"),
+        *("--memory.seeds", "2", "--memory.train-steps", "5", "--memory.lags", "1", "4"),
+    )
+    assert "Traceback" not in done.stderr
+    figures = {path.name for path in tmp_path.glob("*.png")}
+    assert {"averages.png", "memory.png", "sunspots.png"} <= figures
+    assert json.loads((tmp_path / "config.json").read_text())["seed"] == 0
+    assert json.loads((tmp_path / "metrics.json").read_text())["memory"]["lags"] == [1, 4]
+    assert (tmp_path / "findings.csv").read_text().count("\n") >= 8
+    assert done.returncode == 0, done.stdout  # 1 where a claim that must hold was refuted
+
+
+def write_table(folder):
+    """Two columns with missing values and a gap."""
+    rng = np.random.default_rng(0)
+    rows = [f"{day},{np.sin(day / 2):.4f},{rng.normal():.4f}" for day in range(80) if day != 60]
+    rows[30], rows[70] = "30,,0.5", "71,NA,"
+    path = folder / "table.csv"
+    path.write_text("\n".join(["day,a,b", *rows]) + "\n")
+    return ("--csv", str(path), "--column", "a", "b", "--time", "day", "--horizon", "3")
+
+
+def write_book(folder):
+    path = folder / "book.txt"
+    path.write_text("It was a dark and stormy night; the rain fell in torrents.\n" * 60)
+    return ("--text", str(path), "--hidden-size", "8", "--window", "50", "--streams", "8")
+
+
+def write_rolls(folder):
+    scipy_io = pytest.importorskip("scipy.io")
+    pytest.importorskip("mido")
+    rng = np.random.default_rng(0)
+    cells = {}
+    for name in ("traindata", "validdata", "testdata"):
+        cells[name] = np.empty((1, 4), object)
+        for place, frames in enumerate((12, 9, 20, 15)):
+            cells[name][0, place] = (rng.random((frames, 88)) < 0.05).astype(np.float64)
+    path = folder / "rolls.mat"
+    scipy_io.savemat(path, cells)
+    return (
+        "--data",
+        str(path),
+        "--hidden-size",
+        "8",
+        "--sample-frames",
+        "12",
+        "--plain-steps",
+        "6",
+    )
+
+
+def write_nothing(folder):
+    del folder
+    return ("--hidden-size", "8", "--videos", "4", "--test-videos", "2", "--frames", "23")
+
+
+def write_a_grid(folder):
+    del folder
+    return ("--learning-rates", "0.01", "0.1", "--radii", "0.5", "1", "--length", "4")
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "figures"),
+    [
+        ("forecast", write_table, {"forecast-0.png", "forecast-1.png", "forecast.csv"}),
+        ("text", write_book, {"text.png", "samples.txt"}),
+        ("music", write_rolls, {"rolls.png", "nll.png", "sampled-1.mid", "real-1.mid"}),
+        ("movies", write_nothing, {"movies.png", "movies.gif"}),
+        ("sweep", write_a_grid, {"sweep.png"}),
+    ],
+)
+def test_an_experiment_trains_saves_and_draws_and_resumed_says_the_same(
+    tmp_path, name, write, figures
+):
+    folder = tmp_path / "run"
+    options = (*write(tmp_path), "--steps", "4", "--eval-every", "2", "--seeds", "2")
+    done = experiments(name, "--folder", str(folder), *options)
+    assert done.returncode == 0, done.stderr
+    assert figures <= {path.name for path in folder.iterdir()}
+    assert all((folder / figure).stat().st_size > 0 for figure in figures)
+    written = (folder / "metrics.json").read_text()
+    assert json.loads(written)
+
+    again = experiments(name, "--folder", str(folder), *options)
+    assert again.returncode == 2  # nothing is overwritten
+    assert "--resume" in again.stderr
+    other = experiments(name, "--resume", str(folder), "--seeds", "3")
+    assert other.returncode == 2
+    assert "--seeds is 3" in other.stderr
+    if name != "sweep":  # which also holds times
+        (folder / "metrics.json").unlink()
+        resumed = experiments(name, "--resume", str(folder))
+        assert resumed.returncode == 0, resumed.stderr
+        assert (folder / "metrics.json").read_text() == written
+
+
+def test_help_explains_each_option_with_its_default():
+    done = experiments("music", "--help")
+    assert done.returncode == 0
+    for option, default in [("--drop-connect", "0.5"), ("--seeds", "5"), ("--resume", "None")]:
+        assert option in done.stdout
+        assert f"(default: {default})" in done.stdout

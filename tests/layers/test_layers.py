@@ -1,0 +1,402 @@
+"""One suite of properties, run for every layer."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxrnn
+from tests.support.checks import assert_close, assert_identical, draw_marks, random_like
+
+T, B, D = 9, 4, 3
+TOKENS = 5
+
+
+def gru(input_size, units, dtype=jnp.float64):
+    """Cho et al. 2014, equations 5 to 8: a layer of another step."""
+
+    def init(key):
+        keys = jax.random.split(key, 3)
+        w = jax.random.normal(keys[0], (3, units, input_size), dtype) / input_size**0.5
+        u = jax.random.normal(keys[1], (3, units, units), dtype) / units**0.5
+        return {"w": w, "u": u, "b": jax.random.normal(keys[2], (3, units), dtype)}
+
+    def initial_state(params, batch_shape=()):
+        return jnp.zeros((*batch_shape, units), params["w"].dtype)
+
+    def step(params, h, x):
+        x = x.astype(h.dtype)
+        zx = jnp.einsum("...d,ghd->g...h", x, params["w"])
+        zx = zx + params["b"].reshape((3,) + (1,) * (x.ndim - 1) + (units,))
+        r, z = (jax.nn.sigmoid(zx[g] + h @ params["u"][g].T) for g in (0, 1))
+        candidate = jnp.tanh(zx[2] + (r * h) @ params["u"][2].T)
+        h = z * h + (1 - z) * candidate
+        return h, h
+
+    return jaxrnn.scanned(input_size, units, init, initial_state, step)
+
+
+def counter(size):
+    """A layer whose state is a pytree: steps seen (int32 [*B]) and a running sum [*B, size]."""
+
+    def initial_state(params, batch_shape=()):
+        return {"seen": jnp.zeros(batch_shape, jnp.int32), "sum": jnp.zeros((*batch_shape, size))}
+
+    def step(params, state, x):
+        seen, total = state["seen"] + 1, state["sum"] + params * x
+        return {"seen": seen, "sum": total}, total / seen[..., None].astype(total.dtype)
+
+    return jaxrnn.scanned(size, size, lambda key: jnp.ones((), jnp.float64), initial_state, step)
+
+
+def layers(dtype=jnp.float64):
+    def rnn(inputs, units, **options):
+        return jaxrnn.vanilla_rnn(inputs, units, dtype=dtype, **options)
+
+    def dense(inputs, outputs):
+        return jaxrnn.dense(inputs, outputs, dtype=dtype)
+
+    deep = jaxrnn.stack(rnn(D, 5), rnn(5, 2, activation=jax.nn.relu), dense(2, 3))
+    return {
+        "vanilla": rnn(D, 4),
+        "vanilla with learned state": rnn(D, 4, learn_h0=True),
+        "vanilla without bias": rnn(D, 4, use_bias=False, activation=jax.nn.silu),
+        "vanilla in chunks": rnn(D, 4, chunk_size=2, remat=True),
+        "dense": dense(D, 2),
+        "dense without bias": jaxrnn.dense(D, 2, use_bias=False, dtype=dtype),
+        "embedding": jaxrnn.embedding(TOKENS, 2, dtype=dtype),
+        "dropout": jaxrnn.dropout(D, 0.4),
+        "dropout shared over time": jaxrnn.dropout(D, 0.4, shared_over_time=True),
+        "gru": gru(D, 4, dtype),
+        "stack": deep,
+        "stack of stacks": jaxrnn.stack(deep, jaxrnn.stack(rnn(3, 2)), dense(2, 2)),
+        "stack on embedding": jaxrnn.stack(
+            jaxrnn.embedding(TOKENS, 3, dtype=dtype), rnn(3, 4, learn_h0=True)
+        ),
+        "residual": jaxrnn.residual(rnn(D, D)),
+        "bidirectional": jaxrnn.bidirectional(rnn(D, 4), rnn(D, 2, learn_h0=True)),
+        "bidirectional stack": jaxrnn.stack(
+            jaxrnn.bidirectional(deep, gru(D, 2, dtype)), dense(5, 2)
+        ),
+        "chunked": jaxrnn.chunked(rnn(D, 4, learn_h0=True), 4),
+        "chunked network": jaxrnn.chunked(deep, 2, remat=True),
+        "chunked, truncated": jaxrnn.chunked(gru(D, 4, dtype), 4, stop_gradient=True),
+        "chunked dropout": jaxrnn.chunked(
+            jaxrnn.stack(jaxrnn.dropout(D, 0.4, shared_over_time=True), rnn(D, 2)), 4
+        ),
+        **({"counter": counter(D)} if dtype == jnp.float64 else {}),
+    }
+
+
+LAYERS = layers()
+CAUSAL = [name for name, layer in LAYERS.items() if layer.causal]
+CHUNKABLE = [name for name in CAUSAL if not name.startswith("chunked")]
+
+
+def draw_inputs(layer, key, shape, dtype=jnp.float64):
+    if takes_tokens(layer):
+        return jax.random.randint(key, shape, 0, TOKENS)
+    return jax.random.normal(key, (*shape, layer.input_size), dtype)
+
+
+def takes_tokens(layer):
+    return layer.input_size == TOKENS
+
+
+def draw(name, key, shape=(T, B)):
+    """(layer, params, state, xs, mask, resets); no parameter and no state is zero."""
+    layer, keys = LAYERS[name], jax.random.split(key, 5)
+    params = layer.init(keys[0])
+    params = jax.tree.map(lambda p, n: p + 0.1 * n, params, random_like(keys[1], params))
+    state = layer.initial_state(params, shape[1:])
+    state = jax.tree.map(lambda s: s + 0.5 if jnp.issubdtype(s.dtype, jnp.floating) else s, state)
+    mask, resets = draw_marks(keys[2], shape)
+    return layer, params, state, draw_inputs(layer, keys[3], shape), mask, resets
+
+
+def test_the_suite_covers_every_way_to_make_a_layer():
+    makers = {"vanilla_rnn", "scanned", "dense", "embedding", "dropout"} | {
+        "stack", "bidirectional", "residual", "chunked",
+    }  # fmt: skip
+    public = {n for n in jaxrnn.__all__ if getattr(jaxrnn, n) in vars(jaxrnn).values()}
+    assert makers <= public
+    assert len(CAUSAL) >= 17
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_stepping_equals_unrolling(key, name):
+    layer, params, state, xs, _, _ = draw(name, key)
+    last, ys = layer.unroll(params, state, xs)
+    step = jax.jit(layer.step)
+    for x, y in zip(xs, ys, strict=True):
+        state, got = step(params, state, x)
+        assert_close(got, y, length=T * 8)
+    assert_close(state, last, length=T * 8)
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+@pytest.mark.parametrize(("cuts", "reverse"), [((1,), False), ((0, 4, T), True), ((2, 3), False)])
+def test_unrolling_in_pieces_equals_unrolling_at_once(key, name, reverse, cuts):
+    layer, params, state, xs, mask, resets = draw(name, key)
+    if reverse:  # a piece is not told of a mark that stands in the piece after it
+        resets = jnp.zeros_like(resets)
+    unroll = jax.jit(functools.partial(layer.unroll, reverse=reverse))
+    last, ys = unroll(params, state, xs, mask=mask, resets=resets)
+    bounds = list(zip((0, *cuts), (*cuts, T), strict=True))
+    outputs = []
+    for low, high in reversed(bounds) if reverse else bounds:
+        marks = {"mask": mask[low:high], "resets": resets[low:high]}
+        state, piece = unroll(params, state, xs[low:high], **marks)
+        outputs.append(piece)
+    outputs = outputs[::-1] if reverse else outputs
+    assert_close((state, jnp.concatenate(outputs)), (last, ys), length=T * 8)
+
+
+@pytest.mark.parametrize("name", CHUNKABLE)
+@pytest.mark.parametrize("reverse", [False, True])
+def test_chunks_equal_the_whole_and_so_do_their_gradients(key, name, reverse):
+    layer, params, state, xs, mask, resets = draw(name, key)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(layer, params, state):
+        def loss(params):
+            last, ys = layer.unroll(params, state, xs, mask=mask, resets=resets, reverse=reverse)
+            return jnp.sum(ys**2), (last, ys)
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    (_, expected), gradient = run(layer, params, state)
+    for size, options in [(1, {}), (3, {}), (4, {"remat": True}), (16, {}), (T, {"remat": True})]:
+        (_, got), got_gradient = run(jaxrnn.chunked(layer, size, **options), params, state)
+        assert_close(got, expected, length=T * 8)
+        assert_close(got_gradient, gradient, length=T * B * 8)
+    (_, got), _ = run(jaxrnn.chunked(layer, 4, stop_gradient=True), params, state)
+    assert_close(got, expected, length=T * 8)
+
+
+@pytest.mark.parametrize("name", list(LAYERS))
+@pytest.mark.parametrize("reverse", [False, True])
+def test_mapping_equals_batching(key, name, reverse):
+    layer, params, _, xs, mask, resets = draw(name, key)
+
+    @jax.jit
+    def one(x, m, r):
+        return layer.unroll(params, None, x, mask=m, resets=r, reverse=reverse)
+
+    state, ys = jax.vmap(one, in_axes=1, out_axes=(0, 1))(xs, mask, resets)
+    assert_close((state, ys), one(xs, mask, resets), length=T * 8)
+    grid = jax.tree.map(lambda a: a.reshape(T, 2, 2, *a.shape[2:]), (xs, mask, resets))
+    got = one(*grid)
+    got = jax.tree.map(lambda a: a.reshape(4, *a.shape[2:]), got[0]), got[1].reshape(ys.shape)
+    assert_close(got, (state, ys), length=T * 8)
+
+
+@pytest.mark.parametrize("name", list(LAYERS))
+@pytest.mark.parametrize("reverse", [False, True])
+def test_what_stands_in_masked_inputs_changes_no_bit_of_values_or_gradients(key, name, reverse):
+    layer, params, state, xs, mask, resets = draw(name, key)
+    poisons = (-7, TOKENS, 10**9) if takes_tokens(layer) else (np.nan, np.inf, 1e30)
+
+    def run(params, state, xs):
+        def outputs(params):
+            return layer.unroll(params, state, xs, mask=mask, resets=resets, reverse=reverse)
+
+        out, pull = jax.vjp(outputs, params)
+        return out, pull(jax.tree.map(cotangent, out))
+
+    def cotangent(leaf):
+        kind = leaf.dtype if jnp.issubdtype(leaf.dtype, jnp.floating) else jax.dtypes.float0
+        return np.ones(leaf.shape, kind) if kind == jax.dtypes.float0 else jnp.cos(leaf)
+
+    run = jax.jit(run)
+    keep = mask.reshape(mask.shape + (1,) * (xs.ndim - 2))
+    clean = run(params, state, jnp.where(keep, xs, jnp.zeros_like(xs)))
+    for poison in poisons:
+        poisoned = run(params, state, jnp.where(keep, xs, jnp.full_like(xs, poison)))
+        assert_identical(poisoned, clean)
+    (_, ys), grads = clean
+    assert not ys[~mask].any()
+    assert all(jnp.isfinite(a).all() for a in jax.tree.leaves((ys, grads)))
+
+
+@pytest.mark.parametrize("name", list(LAYERS))
+def test_a_sequence_of_length_zero_keeps_the_state_it_was_given(key, name):
+    layer, params, state, xs, mask, resets = draw(name, key)  # sequence 1 is wholly masked
+    last, ys = layer.unroll(params, state, xs, mask=mask, resets=resets)
+    assert_identical(*(jax.tree.map(lambda leaf: leaf[1], s) for s in (last, state)))
+    assert not ys[:, 1].any()
+
+
+@pytest.mark.parametrize("name", list(LAYERS))
+@pytest.mark.parametrize("shape", [(0, B), (T, 0), (1,), (0,)])
+def test_no_steps_no_sequences_and_one_step_work(key, name, shape):
+    layer, params, state, xs, mask, resets = draw(name, key, shape)
+    for marks in ({}, {"mask": mask, "resets": resets, "reverse": True}):
+        last, ys = jax.jit(functools.partial(layer.unroll, reverse=marks.pop("reverse", False)))(
+            params, state, xs, **marks
+        )
+        assert ys.shape == (*shape, layer.output_size)
+        if shape[0] == 0:
+            assert_identical(last, state)
+        else:
+            assert jax.tree.map(jnp.shape, last) == jax.tree.map(jnp.shape, state)
+    last, _ = jax.eval_shape(layer.unroll, params, None, xs)
+    assert jax.tree.structure(last) == jax.tree.structure(state)
+
+
+@pytest.mark.parametrize("name", list(LAYERS))
+@pytest.mark.parametrize("reverse", [False, True])
+def test_packed_sequences_equal_each_sequence_alone(key, name, reverse):
+    layer, params, _, xs, _, _ = draw(name, key, (T,))
+    seams = [0, 3, 4, T]
+    resets = jnp.zeros((T,), bool).at[jnp.asarray(seams[:-1])].set(True)
+    unroll = jax.jit(functools.partial(layer.unroll, reverse=reverse))
+    last, ys = unroll(params, None, xs, resets=resets)
+    alone = [unroll(params, None, xs[low:high]) for low, high in itertools.pairwise(seams)]
+    assert_close(ys, jnp.concatenate([y for _, y in alone]), length=T * 8)
+    if layer.causal:
+        assert_close(last, alone[0 if reverse else -1][0], length=T * 8)
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_reverse_is_forward_over_the_flipped_sequence(key, name):
+    layer, params, state, xs, mask, _ = draw(name, key)
+    forward, backward = (
+        jax.jit(functools.partial(layer.unroll, reverse=reverse)) for reverse in (False, True)
+    )
+    last, ys = backward(params, state, xs, mask=mask)
+    flipped_last, flipped = forward(params, state, xs[::-1], mask=mask[::-1])
+    assert_close((last, ys), (flipped_last, flipped[::-1]), length=T * 8)
+
+
+@pytest.mark.parametrize("name", [n for n in LAYERS if "dropout" not in n or "chunked" in n])
+def test_the_forward_derivative_is_the_transpose_of_the_reverse_one(key, name):
+    layer, params, _, xs, mask, resets = draw(name, key)
+    keys = jax.random.split(key, 2)
+
+    def outputs(params):
+        return layer.unroll(params, None, xs, mask=mask, resets=resets)[1]
+
+    tangent = random_like(keys[0], params)
+    ys, dys = jax.jit(lambda t: jax.jvp(outputs, (params,), (t,)))(tangent)
+    cotangent = random_like(keys[1], ys)
+    pulled = jax.jit(lambda c: jax.vjp(outputs, params)[1](c)[0])(cotangent)
+    through = sum(
+        jnp.vdot(a, b)
+        for a, b in zip(jax.tree.leaves(pulled), jax.tree.leaves(tangent), strict=True)
+    )
+    assert_close(jnp.asarray(through), jnp.vdot(dys, cotangent), length=T * B * 64)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32, jnp.float64])
+@pytest.mark.parametrize("name", [n for n in LAYERS if n != "counter"])
+def test_the_dtype_is_kept(key, name, dtype):
+    layer = layers(dtype)[name]
+    params = layer.init(key)
+    xs = draw_inputs(layer, key, (T, B), dtype)
+    mask, resets = draw_marks(key, (T, B))
+    unroll = functools.partial(layer.unroll, mask=mask, resets=resets)
+    state, ys = jax.eval_shape(unroll, params, None, xs)
+    floating = [
+        leaf
+        for leaf in jax.tree.leaves((params, state, ys))
+        if jnp.issubdtype(leaf.dtype, jnp.floating)
+    ]
+    assert floating
+    assert all(leaf.dtype == dtype for leaf in floating)
+    again, _ = jax.eval_shape(layer.unroll, params, state, xs)
+    assert jax.tree.map(jnp.result_type, again) == jax.tree.map(jnp.result_type, state)
+
+
+@pytest.mark.parametrize("name", list(LAYERS))
+def test_one_trace_serves_many_calls(key, name):
+    layer, params, state, xs, mask, resets = draw(name, key)
+    traces = []
+
+    @jax.jit
+    def run(params, state, xs, mask, resets):
+        traces.append(None)
+        return layer.unroll(params, state, xs, mask=mask, resets=resets)
+
+    for _ in range(10):
+        state, _ = run(params, state, xs, mask, resets)
+    assert len(traces) == 1
+
+
+def test_dropout_keeps_the_mean_and_draws_anew_at_each_step_and_sequence(key):
+    layer = jaxrnn.dropout(50, 0.4)
+    xs = jnp.ones((40, 30, 50))
+    _, ys = layer.unroll((), None, xs, key=key)
+    assert set(np.unique(ys)) == {0.0, 1 / (1 - 0.4)}
+    spread = np.sqrt(0.4 / 0.6 / ys.size)  # the standard error of the mean
+    assert abs(float(ys.mean()) - 1) < 5 * spread
+    kept = (ys != 0).reshape(-1, 50)
+    assert len(np.unique(np.asarray(kept), axis=0)) == kept.shape[0]
+    assert_identical(layer.unroll((), None, xs)[1], xs)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_dropout_is_mapped_over_rates(key, shared, dtype):
+    xs = jnp.ones((7, 3, 50), dtype)
+
+    def drop(rate):
+        return jaxrnn.dropout(50, rate, shared_over_time=shared).unroll((), None, xs, key=key)[1]
+
+    rates = jnp.array([0.0, 0.25, 0.5])
+    alone = jnp.stack([drop(float(rate)) for rate in rates])
+    assert_identical(jax.jit(jax.vmap(drop))(rates), alone)
+    assert alone.dtype == dtype
+
+
+def test_dropout_shared_over_time_keeps_one_pattern_a_sequence_in_pieces_and_chunks(key):
+    layer = jaxrnn.dropout(50, 0.4, shared_over_time=True)
+    xs = jnp.ones((12, 30, 50))
+    for cut in (layer, jaxrnn.chunked(layer, 5)):
+        state, ys = cut.unroll((), None, xs, key=key)
+        assert (ys == ys[:1]).all()
+        assert len(np.unique(np.asarray(ys[0]), axis=0)) == 30
+        _, more = cut.unroll((), state, xs, key=jax.random.fold_in(key, 1))
+        assert (more == ys[:1]).all()
+        assert_identical(cut.unroll((), state, xs)[1], xs)
+
+
+def test_a_stack_gives_each_of_its_layers_its_own_randomness(key):
+    net = jaxrnn.stack(jaxrnn.dropout(400, 0.5), jaxrnn.dropout(400, 0.5))
+    _, ys = net.unroll(net.init(key), None, jnp.ones((50, 400)), key=key)
+    share = float((ys != 0).mean())  # a quarter where independent, a half where shared
+    assert abs(share - 0.25) < 5 * np.sqrt(0.25 * 0.75 / ys.size)
+
+
+def test_truncation_cuts_the_gradient_between_chunks_and_nowhere_else(key):
+    rnn = jaxrnn.vanilla_rnn(D, 4, learn_h0=True, dtype=jnp.float64)
+    params = rnn.init(key)
+    xs = jax.random.normal(key, (8, D))
+
+    def last_output(x, layer):
+        return jnp.sum(layer.unroll(params, None, x)[1][-1])
+
+    cut = jaxrnn.chunked(rnn, 3, stop_gradient=True)
+    got, full = (jax.grad(last_output)(xs, layer) for layer in (cut, rnn))
+    assert not got[:6].any()
+    assert_close(got[6:], full[6:], length=8 * 4)
+    whole = jaxrnn.chunked(rnn, 8, stop_gradient=True)
+    assert_close(jax.grad(last_output)(xs, whole), full, length=8 * 4)
+
+    def first_chunk(p, layer):
+        return jnp.sum(layer.unroll(p, None, xs)[1][:3])
+
+    got, full = (jax.grad(first_chunk)(params, layer).h0 for layer in (cut, rnn))
+    assert full.any()
+    assert_close(got, full, length=8 * 4)
+
+
+def test_an_unknown_token_gives_nan_and_never_another_token(key):
+    layer = jaxrnn.embedding(TOKENS, 2)
+    params = layer.init(key)
+    _, ys = layer.unroll(params, None, jnp.array([-1, 0, TOKENS, TOKENS - 1]))
+    assert jnp.isnan(ys[jnp.array([0, 2])]).all()
+    assert_identical(ys[jnp.array([1, 3])], params[jnp.array([0, TOKENS - 1])])
