@@ -3,7 +3,7 @@
 from jaxrnn import diagnostics, host, initializers, sharding
 from jaxrnn._types import Activation, Array, Initializer, Key, Params, State
 from jaxrnn.cell import RNNParams, init_rnn, step
-from jaxrnn.layers.combinators import bidirectional, chunked, residual, stack
+from jaxrnn.layers.combinators import bidirectional, chunked, deep_rnn, residual, stack
 from jaxrnn.layers.contract import Layer, scanned, vanilla_rnn
 from jaxrnn.layers.pointwise import DenseParams, DropoutState, dense, dropout, embedding
 from jaxrnn.recurrence import unroll, unroll_plain
@@ -45,6 +45,7 @@ __all__ = [
     "bidirectional",
     "chunked",
     "clip_by_global_norm",
+    "deep_rnn",
     "dense",
     "diagnostics",
     "dropout",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -11,7 +12,8 @@ from jax import lax
 
 from jaxrnn._checks import as_array, check_key, check_shape, check_size
 from jaxrnn._types import Array, Key, Params, Shape, State
-from jaxrnn.layers.contract import Layer, select
+from jaxrnn.layers.contract import Layer, select, vanilla_rnn
+from jaxrnn.layers.pointwise import dense, dropout
 from jaxrnn.recurrence.chunks import replacement_marks, scan_chunks
 
 
@@ -73,6 +75,28 @@ def stack(*layers: Layer) -> Layer:
     causal = all(layer.causal for layer in layers)
     input_size, output_size = layers[0].input_size, layers[-1].output_size
     return Layer(input_size, output_size, init, initial_state, step, unroll, causal)
+
+
+def deep_rnn(sizes: Sequence[int], *, dropout_rate: Any = None, **options: Any) -> Layer:
+    """Vanilla layers one above the other and a dense readout: the network most scripts begin with.
+
+    Args:
+      sizes: D, the hidden units of each layer, and O: ``(D, H_1, ..., H_L, O)``, at least three.
+      dropout_rate: rate of a `dropout` layer behind each vanilla layer; None leaves them out.
+      options: of every `vanilla_rnn`; a `dtype` is the readout's, too.
+
+    Returns:
+      The `stack` of them; parameters and states are tuples with one entry per layer.
+    """
+    if not isinstance(sizes, tuple | list) or len(sizes) < 3:
+        raise ValueError(f"sizes is {sizes!r}, expected (D, H_1, ..., H_L, O), at least 3 sizes")
+    layers = []
+    for below, above in itertools.pairwise(sizes[:-1]):
+        layers.append(vanilla_rnn(below, above, **options))
+        if dropout_rate is not None:
+            layers.append(dropout(above, dropout_rate))
+    dtype = {"dtype": options["dtype"]} if "dtype" in options else {}
+    return stack(*layers, dense(*sizes[-2:], **dtype))
 
 
 def bidirectional(forward: Layer, backward: Layer) -> Layer:
