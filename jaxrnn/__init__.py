@@ -2,10 +2,25 @@
 
 from jaxrnn import diagnostics, host, initializers, sharding
 from jaxrnn._types import Activation, Array, Initializer, Key, Params, State
-from jaxrnn.cell import RNNParams, init_rnn, step
-from jaxrnn.layers.combinators import bidirectional, chunked, deep_rnn, residual, stack
-from jaxrnn.layers.contract import Layer, scanned, vanilla_rnn
-from jaxrnn.layers.pointwise import DenseParams, DropoutState, dense, dropout, embedding
+from jaxrnn.cell import init_rnn, step
+from jaxrnn.layers import (
+    DenseParams,
+    DropoutState,
+    Inputs,
+    Layer,
+    bidirectional,
+    chunked,
+    deep_rnn,
+    dense,
+    dropout,
+    embedding,
+    make_layer,
+    residual,
+    scanned,
+    stack,
+    vanilla_rnn,
+)
+from jaxrnn.params import RNNParams
 from jaxrnn.recurrence import unroll, unroll_plain
 from jaxrnn.sequences import (
     PackedSequences,
@@ -34,6 +49,7 @@ __all__ = [
     "DenseParams",
     "DropoutState",
     "Initializer",
+    "Inputs",
     "Key",
     "Layer",
     "NonFiniteError",
@@ -55,6 +71,7 @@ __all__ = [
     "init_rnn",
     "init_train_state",
     "initializers",
+    "make_layer",
     "make_train_step",
     "make_truncated_train_step",
     "mask_from_lengths",

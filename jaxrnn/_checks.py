@@ -49,15 +49,6 @@ def check_floating(name: str, array: Array) -> None:
         raise ValueError(f"{name} has dtype {array.dtype}, expected a floating-point dtype")
 
 
-def check_numeric(name: str, array: Array) -> None:
-    """Refuse complex, key and other dtypes that no real network reads."""
-    real = (jnp.floating, jnp.integer, jnp.bool_)
-    if not any(jnp.issubdtype(array.dtype, kind) for kind in real):
-        raise ValueError(
-            f"{name} has dtype {array.dtype}, expected a floating-point, integer or bool dtype"
-        )
-
-
 def check_bool(name: str, array: Array) -> None:
     """Refuse an array that is not bool."""
     if array.dtype != jnp.bool_:
@@ -70,28 +61,32 @@ def check_shape(name: str, array: Array, expected: Shape) -> None:
         raise ValueError(f"{name} has shape {array.shape}, expected {expected}")
 
 
-def check_features(name: str, array: Array, size: int, axes: str) -> None:
-    """Refuse an array of too low a rank or whose last axis is not `size`."""
-    least = 2 if axes.startswith("[T") else 1
-    if array.ndim < least:
-        raise ValueError(
-            f"{name} has shape {array.shape}, expected {axes} with at least {least} axes"
-        )
-    if array.shape[-1] != size:
-        raise ValueError(
-            f"{name} has shape {array.shape}, expected {axes} with a last axis of {size}"
-        )
+def check_inputs(name: str, inputs: Any, size: int | None, axes: str) -> Array:
+    """Return inputs whose `axes` are [T, *B, D] or [*B, D] as an array; D is `size`, and a `size`
+    of None means integer tokens, without the axis D."""
+    inputs = as_array(name, inputs)
+    kinds = [jnp.integer] if size is None else [jnp.floating, jnp.integer, jnp.bool_]
+    if not any(jnp.issubdtype(inputs.dtype, kind) for kind in kinds):
+        expected = "integer tokens" if size is None else "a floating-point, integer or bool dtype"
+        raise ValueError(f"{name} has dtype {inputs.dtype}, expected {expected}")
+    axes = axes if size is not None else axes.replace(", D", "")  # [T, *B], [*B]
+    least = axes.startswith("[T") + (size is not None)
+    if inputs.ndim < least:
+        raise ValueError(f"{name} has shape {inputs.shape}, expected {axes}, at least {least} axes")
+    if size is not None and inputs.shape[-1] != size:
+        raise ValueError(f"{name} has shape {inputs.shape}, expected {axes} with D = {size}")
+    return inputs
 
 
-def check_marks(name: str, marks: Any, expected: Shape) -> Array | None:
-    """Return a mask or resets as an array: bool, of shape `expected` [T, *B]."""
-    if marks is None:
+def check_mask(name: str, mask: Any, expected: Shape) -> Array | None:
+    """Return a mask, or resets, as a bool array of shape `expected` [T, *B]; None stays None."""
+    if mask is None:
         return None
-    marks = as_array(name, marks)
-    check_bool(name, marks)
-    if marks.shape != expected:
-        raise ValueError(f"{name} has shape {marks.shape}, expected [T, *B] = {expected}")
-    return marks
+    mask = as_array(name, mask)
+    check_bool(name, mask)
+    if mask.shape != expected:
+        raise ValueError(f"{name} has shape {mask.shape}, expected [T, *B] = {expected}")
+    return mask
 
 
 def check_activation(activation: Any) -> None:
@@ -166,16 +161,6 @@ def _as_number(name: str, value: Any, expected: str) -> float | Array:
     return float(value)
 
 
-def check_tokens(name: str, tokens: Any, *, with_time: bool = False) -> Array:
-    """Return integer tokens [*B], or [T, *B] `with_time`, as an array."""
-    tokens = as_array(name, tokens)
-    if not jnp.issubdtype(tokens.dtype, jnp.integer):
-        raise ValueError(f"{name} has dtype {tokens.dtype}, expected integer tokens")
-    if with_time and tokens.ndim == 0:
-        raise ValueError(f"{name} has shape (), expected [T, *B] with at least 1 axis")
-    return tokens
-
-
 def check_key(name: str, key: Any) -> None:
     """Refuse what is not one random key, typed or raw."""
     expected = "expected one random key, as jax.random.key makes it"
@@ -184,12 +169,6 @@ def check_key(name: str, key: Any) -> None:
     typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 0
     if not typed and (key.dtype != jnp.uint32 or key.ndim != 1):
         raise ValueError(f"{name} has dtype {key.dtype} and shape {key.shape}, {expected}")
-
-
-def check_empty(name: str, value: Any) -> None:
-    """Refuse parameters or a state for a layer that has none."""
-    if value is not None and not (isinstance(value, tuple) and not value):
-        raise TypeError(f"{name} is a {type(value).__name__}, expected ()")
 
 
 def check_batch_shape(batch_shape: Any) -> None:

@@ -11,8 +11,8 @@ import numpy as np
 
 from jaxrnn._checks import check_floating, check_floating_dtype, check_shape
 from jaxrnn._types import Array, Params, Shape
-from jaxrnn.cell import RNNParams, check_params
 from jaxrnn.layers.pointwise import DenseParams
+from jaxrnn.params import RNNParams, check_params
 
 
 class Recurrent(NamedTuple):

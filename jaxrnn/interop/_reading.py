@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrnn._types import Array, Params, Shape
-from jaxrnn.cell import RNNParams
 from jaxrnn.interop._networks import Part, Recurrent, params_of, parts_of, take
 from jaxrnn.layers.pointwise import DenseParams
+from jaxrnn.params import RNNParams
 
 Weights = dict[str, Any]
 """Tensors by their paths; the readers take out what they have read."""

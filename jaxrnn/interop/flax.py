@@ -18,7 +18,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from jaxrnn._types import Params
-from jaxrnn.cell import RNNParams
 from jaxrnn.interop._networks import Part, Recurrent, parts_of, without_h0
 from jaxrnn.interop._ordering import Found, in_order
 from jaxrnn.interop._reading import (
@@ -34,6 +33,7 @@ from jaxrnn.interop._reading import (
     stack_of,
 )
 from jaxrnn.layers.pointwise import DenseParams
+from jaxrnn.params import RNNParams
 
 Name = str | tuple[str, str]
 _CELLS = {"nnx": ("dense_i", "dense_h"), "linen": ("i", "h")}

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 
 from jaxrnn._types import Params
-from jaxrnn.cell import RNNParams
 from jaxrnn.interop._networks import Part, Recurrent, parts_of, without_h0
 from jaxrnn.interop._reading import (
     Weights,
@@ -31,6 +30,7 @@ from jaxrnn.interop._reading import (
     refuse_rest,
     stack_of,
 )
+from jaxrnn.params import RNNParams
 
 
 def from_keras(weights: Any) -> tuple[Params, ...]:

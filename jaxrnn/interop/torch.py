@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 
 from jaxrnn._types import Params, Shape
-from jaxrnn.cell import RNNParams
 from jaxrnn.interop._networks import Part, Recurrent, parts_of, sizes_of, without_h0
 from jaxrnn.interop._reading import (
     Weights,
@@ -36,6 +35,7 @@ from jaxrnn.interop._reading import (
     refuse_rest,
     stack_of,
 )
+from jaxrnn.params import RNNParams
 
 _OF_AN_RNN = re.compile(r"(?:weight|bias)_(?:ih|hh|hr)_l([0-9]+)(_reverse)?")
 

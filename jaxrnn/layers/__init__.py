@@ -1,1 +1,24 @@
 """Layers, records of pure functions, and networks composed of them."""
+
+from jaxrnn.layers.combinators import bidirectional, chunked, deep_rnn, residual, stack
+from jaxrnn.layers.contract import Inputs, Layer, make_layer
+from jaxrnn.layers.pointwise import DenseParams, DropoutState, dense, dropout, embedding
+from jaxrnn.layers.recurrent import scanned, vanilla_rnn
+
+__all__ = [
+    "DenseParams",
+    "DropoutState",
+    "Inputs",
+    "Layer",
+    "bidirectional",
+    "chunked",
+    "deep_rnn",
+    "dense",
+    "dropout",
+    "embedding",
+    "make_layer",
+    "residual",
+    "scanned",
+    "stack",
+    "vanilla_rnn",
+]

@@ -9,7 +9,8 @@ import pytest
 from jax.test_util import check_grads
 
 import jaxrnn
-from jaxrnn._products import Products, choose_products
+from jaxrnn.recurrence import unrolling
+from jaxrnn.recurrence.plan import Plan, make_plan
 from tests.support import oracle
 from tests.support.checks import (
     JAX_ACTIVATIONS,
@@ -23,13 +24,10 @@ from tests.support.checks import (
 T, B, D, H = 11, 3, 2, 4
 DRAWS = 4
 CHUNKS = itertools.cycle([None, 1, 3, T, 16])
-PRODUCTS = [
-    Products(inputs, columns)
-    for inputs, columns in itertools.product(("before", "inside", "joined"), (False, True))
-]
-FORMS = itertools.cycle([*PRODUCTS, PRODUCTS[-1]])  # seven, beside five chunks
+STRATEGIES = ["before", "columns", "inside", "joined"]
+NAMES = itertools.cycle(STRATEGIES)  # four, beside five chunks
 CASES = [
-    (name, masked, marked, reverse, next(CHUNKS), remat, next(FORMS))
+    (name, masked, marked, reverse, next(CHUNKS), remat, next(NAMES))
     for remat, (name, masked, marked, reverse) in zip(
         itertools.cycle([False, False, True]),
         itertools.product(JAX_ACTIVATIONS, (False, True), (False, True), (False, True)),
@@ -66,18 +64,22 @@ def both(function, **options):
     return run
 
 
-def choose(monkeypatch, products):
-    """Have `unroll` multiply as told."""
-    monkeypatch.setattr("jaxrnn.recurrence.choose_products", lambda h0, input_size: products)
+def choose(monkeypatch, strategy):
+    """Have `unroll` multiply by this strategy, in the chunks of its own plan."""
+
+    def plan(*arguments):
+        return make_plan(*arguments)._replace(strategy=strategy)
+
+    monkeypatch.setattr(unrolling, "make_plan", plan)
 
 
 @pytest.mark.parametrize(
-    ("name", "masked", "marked", "reverse", "chunk_size", "remat", "products"), CASES
+    ("name", "masked", "marked", "reverse", "chunk_size", "remat", "strategy"), CASES
 )
 def test_unroll_and_every_gradient_equal_the_oracle(
-    key, monkeypatch, name, masked, marked, reverse, chunk_size, remat, products
+    key, monkeypatch, name, masked, marked, reverse, chunk_size, remat, strategy
 ):
-    choose(monkeypatch, products)
+    choose(monkeypatch, strategy)
     activation = JAX_ACTIVATIONS[name]
     run = both(
         jaxrnn.unroll, activation=activation, reverse=reverse, chunk_size=chunk_size, remat=remat
@@ -152,14 +154,12 @@ def test_a_deep_network_and_its_gradients_equal_the_oracle(key, depth, direction
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize(
-    ("chunk_size", "products"), [(None, Products("joined", False)), (4, Products("before", True))]
-)
+@pytest.mark.parametrize(("chunk_size", "strategy"), [(None, "joined"), (4, "columns")])
 @pytest.mark.parametrize("name", ["tanh", "identity", "sigmoid"])
 def test_gradients_of_second_order_pass_check_grads_in_both_modes(
-    key, monkeypatch, name, chunk_size, products, reverse
+    key, monkeypatch, name, chunk_size, strategy, reverse
 ):
-    choose(monkeypatch, products)
+    choose(monkeypatch, strategy)
     arguments, mask, resets, _ = draw(key, batch=(2,), steps=5)
 
     def run(params, h0, xs):
@@ -232,11 +232,11 @@ NAMES = list(transformations(jaxrnn.unroll, None, None))
 )
 def test_every_transformation_equals_that_of_the_plain_scan(key, monkeypatch, name, jit):
     arguments, mask, resets, _ = draw(key, batch=(2, 2), steps=5)
-    for options, products in (
-        ({}, Products("joined", False)),
-        ({"reverse": True, "chunk_size": 2}, Products("before", True)),
+    for options, strategy in (
+        ({}, "joined"),
+        ({"reverse": True, "chunk_size": 2}, "columns"),
     ):
-        choose(monkeypatch, products)
+        choose(monkeypatch, strategy)
         wrapped = jax.jit if jit else lambda f: f
         got, expected = (
             wrapped(
@@ -347,31 +347,42 @@ def test_the_chunks_chosen_by_default_change_nothing_but_rounding(key, shape):
     assert_close(got, expected, length=steps * batch)
 
 
-def test_products_are_those_that_were_measured_to_be_fast():
-    def chosen(batch, inputs, units):
-        return choose_products(jax.ShapeDtypeStruct((*batch, units), jnp.float32), inputs)
+@pytest.mark.parametrize(
+    ("batch", "inputs", "units", "strategy"),
+    [
+        ((64,), 256, 256, "before"),
+        ((32,), 64, 32, "before"),
+        ((), 8, 64, "before"),
+        ((), 8, 128, "before"),
+        ((8,), 8, 128, "before"),
+        ((128,), 128, 128, "before"),
+        ((64,), 8, 32, "inside"),
+        ((1024,), 8, 32, "inside"),
+        ((), 8, 16, "joined"),
+        ((32,), 8, 32, "joined"),
+        ((8,), 64, 64, "joined"),
+        ((128,), 1, 128, "joined"),
+        ((64,), 128, 256, "joined"),
+        ((32,), 512, 512, "columns"),
+        ((8,), 8, 256, "columns"),
+        ((), 8, 2048, "columns"),
+    ],
+)
+def test_the_plan_has_one_strategy_per_shape_on_a_cpu_and_before_elsewhere(
+    monkeypatch, batch, inputs, units, strategy
+):
+    h0 = jax.ShapeDtypeStruct((*batch, units), jnp.float32)
+    assert make_plan(h0, inputs, 10, None, False) == Plan(strategy, 10)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert make_plan(h0, inputs, 10, None, False) == Plan("before", 10)
 
-    before = Products("before", False)
-    assert chosen((64,), 256, 256) == chosen((32,), 64, 32) == chosen((), 8, 64) == before
-    assert chosen((), 8, 128) == chosen((8,), 8, 128) == chosen((128,), 128, 128) == before
-    assert chosen((64,), 8, 32) == chosen((1024,), 8, 32) == Products("inside", False)
-    assert (
-        chosen((), 8, 16)
-        == chosen((32,), 8, 32)
-        == chosen((8,), 64, 64)
-        == Products("joined", False)
-    )
-    assert chosen((128,), 1, 128) == chosen((64,), 128, 256) == Products("joined", False)
-    assert chosen((32,), 512, 512) == chosen((8,), 8, 256) == Products("before", True)
-    assert chosen((), 8, 2048) == Products("before", True)
 
-
-@pytest.mark.parametrize("products", PRODUCTS[::2] + PRODUCTS[-1:])
+@pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32, jnp.float64])
 def test_the_dtype_is_kept_and_low_precision_is_as_good_as_its_states(
-    key, monkeypatch, dtype, products
+    key, monkeypatch, dtype, strategy
 ):
-    choose(monkeypatch, products)
+    choose(monkeypatch, strategy)
     arguments, mask, resets, cotangents = draw(key, dtype=jnp.float64)
     arguments, cotangents = jax.tree.map(lambda a: a.astype(dtype), (arguments, cotangents))
     got = both(jaxrnn.unroll, chunk_size=4)(arguments, mask, resets, cotangents)

@@ -9,12 +9,13 @@ import jax
 import numpy as np
 
 from jaxrnn._types import Params
-from jaxrnn.cell import RNNParams
 from jaxrnn.interop._networks import Part, Recurrent, params_of, sizes_of
 from jaxrnn.interop.onnx.activations import OnnxActivation, in_jax, in_onnx, to_attributes
 from jaxrnn.layers.combinators import bidirectional, stack
-from jaxrnn.layers.contract import Layer, vanilla_rnn
+from jaxrnn.layers.contract import Layer
 from jaxrnn.layers.pointwise import DenseParams, dense
+from jaxrnn.layers.recurrent import vanilla_rnn
+from jaxrnn.params import RNNParams
 
 
 class Described(NamedTuple):

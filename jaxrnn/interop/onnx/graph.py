@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrnn.cell import RNNParams
 from jaxrnn.interop.onnx.activations import OnnxActivation, from_attributes, in_jax
+from jaxrnn.params import RNNParams
 from jaxrnn.recurrence import unroll
 
 MOVES = ("Cast", "Gather", "Identity", "Mul", "Reshape", "Squeeze", "Transpose", "Unsqueeze")

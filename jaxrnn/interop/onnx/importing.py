@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrnn._types import Array, Params
-from jaxrnn.cell import RNNParams
 from jaxrnn.interop._networks import Recurrent, as_param, sizes_of
 from jaxrnn.interop.onnx.comparison import draw_inputs, same
 from jaxrnn.interop.onnx.exporting import Described, build_layer
@@ -30,6 +29,7 @@ from jaxrnn.interop.onnx.graph import (
 )
 from jaxrnn.layers.contract import Layer
 from jaxrnn.layers.pointwise import DenseParams
+from jaxrnn.params import RNNParams
 
 
 def read_network(graph: Graph) -> tuple[Layer, Params]:

@@ -1,0 +1,97 @@
+"""Parameters of the vanilla network: their checks, their dtype, and the initial state."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxrnn._checks import (
+    as_array,
+    check_elementwise,
+    check_floating,
+    check_function,
+    check_shape,
+)
+from jaxrnn._types import Activation, Array, Initializer, Key, Shape, accumulation_dtype
+
+
+class RNNParams(NamedTuple):
+    """Parameters of one layer, stored as in the formula ``h = f(W h + U x + b)``.
+
+    w_ih: U [H, D], input to hidden.
+    w_hh: W [H, H], hidden to hidden.
+    b:    [H], or None for a layer without a bias.
+    h0:   [H] or None, the learned initial state; None means zeros.
+    """
+
+    w_ih: Array
+    w_hh: Array
+    b: Array | None = None
+    h0: Array | None = None
+
+
+def check_params(params: Any) -> RNNParams:
+    """Return `params` with its leaves as arrays; refuse parameters that do not fit together."""
+    if not isinstance(params, RNNParams):
+        raise TypeError(f"params is a {type(params).__name__}, expected RNNParams")
+    for name, leaf in params._asdict().items():
+        if leaf is not None or name.startswith("w_"):
+            params = params._replace(**{name: as_array(f"params.{name}", leaf)})
+            check_floating(f"params.{name}", getattr(params, name))
+    if params.w_ih.ndim != 2:
+        raise ValueError(f"params.w_ih has shape {params.w_ih.shape}, expected [H, D]")
+    units = params.w_ih.shape[0]
+    check_shape("params.w_hh", params.w_hh, (units, units))
+    for name in ("b", "h0"):
+        if getattr(params, name) is not None:
+            check_shape(f"params.{name}", getattr(params, name), (units,))
+    return params
+
+
+def cast_call(
+    params: RNNParams,
+    h: Any,
+    x: Array,
+    batch_shape: Shape,
+    activation: Activation,
+    *,
+    name: str = "state",
+) -> tuple[RNNParams, Array, Array]:
+    """Checked parameters, the state `h` called `name`, and inputs, in their result dtype.
+
+    That is the result type of the parameters and, if it is floating-point, the input. A state of
+    None becomes the initial state; one whose shape or dtype does not fit is refused, and so is an
+    activation that is not elementwise."""
+    arrays = [leaf for leaf in params if leaf is not None]
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        arrays.append(x)
+    dtype = jnp.result_type(*arrays)
+    shape = (*batch_shape, params.w_hh.shape[0])
+    if h is not None:
+        h = as_array(name, h)
+        check_floating(name, h)
+        check_shape(name, h, shape)
+        if h.dtype != dtype and jnp.finfo(h.dtype).bits >= jnp.finfo(dtype).bits:
+            raise ValueError(
+                f"{name} has dtype {h.dtype}, expected {dtype}, the result type of params and "
+                "inputs"
+            )
+    check_elementwise(activation, shape, accumulation_dtype(dtype))
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf).astype(dtype), params)
+    h = jnp.broadcast_to(initial_unit_state(params), shape) if h is None else h.astype(dtype)
+    return params, h, x.astype(dtype)
+
+
+def initial_unit_state(params: RNNParams) -> Array:
+    """The initial state of one sequence, [H]: the learned one, or zeros."""
+    return jnp.zeros_like(params.w_hh[0]) if params.h0 is None else params.h0
+
+
+def draw_weights(name: str, init: Initializer, key: Key, shape: Shape, dtype: Any) -> Array:
+    """What the initializer called `name` returns, checked."""
+    check_function(name, init)
+    value = as_array(f"the result of {name}", init(key, shape, dtype))
+    check_shape(f"the result of {name}", value, shape)
+    return value.astype(dtype)

@@ -1,0 +1,135 @@
+"""The plan of a recurrence: in which form it multiplies, and in what chunks of time.
+
+Chosen in one place, from shapes and the platform alone. The thresholds were measured: ``python -m
+experiments bench`` sweeps strategies and chunks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.export import is_symbolic_dim
+
+from jaxrnn._products import column_product, column_product_of, product
+from jaxrnn._types import Array
+from jaxrnn.cell import add_bias, input_product
+from jaxrnn.params import RNNParams
+
+Strategy = Literal["before", "columns", "inside", "joined"]
+"""How a recurrence multiplies.
+
+before: the inputs of all steps of a chunk in one large product, then ``h W^T`` at each step.
+columns: the same with states as columns, ``(W h^T)^T``.
+inside: inputs and state at each step, as two products.
+joined: inputs and state at each step, as one product.
+"""
+
+Prepare = Callable[[Array], Array]
+Combine = Callable[[Array, Array], Array]
+
+_FEW_UNITS, _MANY_UNITS = 64, 256
+_FEW_NUMBERS, _MANY_NUMBERS = 256, 2048
+_WHOLE_BYTES = 4 * 2**20
+_CHUNK_BYTES = 3 * 2**19
+
+
+class Plan(NamedTuple):
+    """The strategy of the products, and the time steps per chunk of what is computed for many steps
+    at once: inputs before the forward scan, tangents and weight gradients."""
+
+    strategy: Strategy
+    chunk_size: int
+
+
+def make_plan(
+    h0: Array, input_size: int, num_steps: int, chunk_size: int | None, remat: bool
+) -> Plan:
+    """The plan for states h0 [*B, H] and inputs [T, *B, input_size], on JAX's default backend.
+
+    A program exported for several platforms has, on all of them, the plan for the one that it was
+    traced on; its results do not depend on the plan."""
+    on_cpu = jax.default_backend() == "cpu"
+    strategy = _choose_strategy(h0, input_size) if on_cpu else "before"
+    return Plan(strategy, _choose_chunk_size(h0, num_steps, chunk_size, remat, on_cpu))
+
+
+def _choose_strategy(h0: Array, input_size: int) -> Strategy:
+    """What is multiplied before all steps is written to memory and read again: where the arithmetic
+    of a step is small beside that, inside reads less, and joined starts fewer products. And XLA's
+    products copy their right-hand side at each call: a W much larger than the states belongs on the
+    left."""
+    units, numbers = h0.shape[-1], h0.size
+    many = is_symbolic_dim(numbers) or numbers >= _MANY_NUMBERS  # ``jax.export`` compares no size
+    if units > _FEW_UNITS:
+        if is_symbolic_dim(numbers) or not many:
+            return "before"
+        if units >= _MANY_UNITS and 8 * numbers <= units**2:
+            return "columns"
+        return "joined" if units <= _MANY_UNITS and 2 * input_size <= units else "before"
+    if input_size > units:
+        return "before"
+    if many:
+        return "inside"
+    return "before" if numbers <= _FEW_NUMBERS and units > _FEW_UNITS // 2 else "joined"
+
+
+def _choose_chunk_size(
+    h0: Array, num_steps: int, chunk_size: int | None, remat: bool, on_cpu: bool
+) -> int:
+    """Time steps per chunk, as `jaxrnn.unroll` documents them."""
+    if is_symbolic_dim(num_steps):
+        return num_steps  # type: ignore[return-value]
+    whole = max(num_steps, 1)
+    if chunk_size is not None:
+        return min(chunk_size, whole)
+    if remat:
+        return _divide_evenly(whole, math.isqrt(whole))
+    step_bytes = h0.size * h0.dtype.itemsize
+    if not on_cpu or is_symbolic_dim(step_bytes) or step_bytes * num_steps <= _WHOLE_BYTES:
+        return whole
+    return _divide_evenly(whole, max(_CHUNK_BYTES // step_bytes, 1))
+
+
+def _divide_evenly(num_steps: int, target: int) -> int:
+    """The largest divisor of `num_steps` in (target / 2, target], or else `target`: a chunk that
+    divides avoids the copy that appends a shorter last one."""
+    divisors = (size for size in range(target, target // 2, -1) if num_steps % size == 0)
+    return next(divisors, target)
+
+
+def make_products(strategy: Strategy, params: RNNParams) -> tuple[Prepare | None, Combine]:
+    """``(prepare, combine)``: `prepare` makes of a chunk's inputs what each step reads (None: the
+    inputs themselves), and `combine` makes of that and h the pre-activation.
+
+    Weights are transposed here, outside every loop: the product of row-major states with a
+    transposed matrix is the fast one."""
+
+    def prepare(xs: Array) -> Array:
+        return input_product(params, xs)
+
+    if strategy == "columns":
+        return prepare, lambda z, h: z + column_product(h, params.w_hh)
+    if strategy == "joined":
+        both_t = jnp.concatenate([params.w_ih, params.w_hh], axis=1).T
+
+        def combine(x: Array, h: Array) -> Array:
+            joined = jnp.concatenate([x, h], axis=-1)
+            return add_bias(params, product(joined, both_t, axis=0))
+
+        return None, combine
+    w_t = params.w_hh.T
+    if strategy == "inside":
+        return None, lambda x, h: prepare(x) + product(h, w_t, axis=0)
+    return prepare, lambda z, h: z + product(h, w_t, axis=0)
+
+
+def make_push(strategy: Strategy, w: Array) -> Callable[[Array], Array]:
+    """``dh -> W dh``, in the form whose transpose is fast where the strategy's products are."""
+    if strategy == "columns":
+        w_t = w.T
+        return lambda dh: column_product_of(dh, w_t)
+    return lambda dh: product(dh, w)

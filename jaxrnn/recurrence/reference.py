@@ -1,0 +1,110 @@
+"""The definition of `unroll`: a plain scan of the step, with its mask and resets."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxrnn._checks import check_activation, check_flag, check_inputs, check_mask
+from jaxrnn._types import Activation, Array
+from jaxrnn.cell import advance
+from jaxrnn.params import RNNParams, cast_call, check_params, initial_unit_state
+
+
+class Steps(NamedTuple):
+    """Consecutive time steps: xs [T, *B, D], mask and resets [T, *B] or None."""
+
+    xs: Array
+    mask: Array | None
+    resets: Array | None
+
+
+def unroll_plain(
+    params: RNNParams,
+    h0: Array | None,
+    xs: Array,
+    *,
+    activation: Activation = jnp.tanh,
+    mask: Array | None = None,
+    resets: Array | None = None,
+    reverse: bool = False,
+) -> tuple[Array, Array]:
+    """The definition of `unroll`: ``lax.scan`` of `step`, differentiated by plain autodiff.
+
+    Slower, and the reference that `unroll` must equal. Arguments and results are those of `unroll`.
+    """
+    params, h0, (xs, mask, restarts) = prepare_unroll(
+        params, h0, xs, mask, resets, activation, reverse
+    )
+    initial = jnp.broadcast_to(initial_unit_state(params), h0.shape)
+
+    def body(h: Array, now: Steps) -> tuple[Array, Array]:
+        h_new = advance(params, restart(now.resets, initial, h), now.xs, activation)
+        return where_unmasked(now.mask, h_new, h), zero_masked(now.mask, h_new)
+
+    return lax.scan(body, h0, Steps(xs, mask, restarts), reverse=reverse)
+
+
+def prepare_unroll(
+    params: Any, h0: Any, xs: Any, mask: Any, resets: Any, activation: Any, reverse: Any
+) -> tuple[RNNParams, Array, Steps]:
+    """The arguments of `unroll`, checked: arrays of one dtype, zero inputs where masked, and the
+    resets as `find_restarts` makes them."""
+    check_activation(activation)
+    check_flag("reverse", reverse)
+    params = check_params(params)
+    xs = check_inputs("xs", xs, params.w_ih.shape[1], "[T, *B, D]")
+    mask = check_mask("mask", mask, xs.shape[:-1])
+    resets = check_mask("resets", resets, xs.shape[:-1])
+    params, h0, xs = cast_call(params, h0, xs, xs.shape[1:-1], activation, name="h0")
+    return params, h0, Steps(zero_masked(mask, xs), mask, find_restarts(resets, mask, reverse))
+
+
+def select(condition: Array, yes: Any, no: Any) -> Any:
+    """`yes` where `condition` [*B] is True, else `no`: pytrees whose leaves begin with the axes *B.
+
+    By selection, so that NaN in what is not selected does not survive."""
+
+    def choose(yes: Array, no: Array) -> Array:
+        axes = range(condition.ndim, no.ndim)
+        return jnp.where(lax.expand_dims(condition, axes), jnp.broadcast_to(yes, no.shape), no)
+
+    return jax.tree.map(choose, yes, no)
+
+
+def where_unmasked(mask: Array | None, new: Any, old: Any) -> Any:
+    """`new`, but `old` where `mask` [*B] is False."""
+    return new if mask is None else select(mask, new, old)
+
+
+def zero_masked(mask: Array | None, values: Any) -> Any:
+    """`values`, but zeros where `mask` [*B] is False, so that no NaN there is read."""
+    return values if mask is None else select(mask, values, jax.tree.map(jnp.zeros_like, values))
+
+
+def restart(restarts: Array | None, initial: Any, state: Any) -> Any:
+    """`state`, but the `initial` state where `restarts` [*B] is True."""
+    return state if restarts is None else select(restarts, initial, state)
+
+
+def find_restarts(resets: Array | None, mask: Array | None, reverse: bool) -> Array | None:
+    """The steps [T, *B] before which the state becomes the initial state.
+
+    Forward these are the unmasked steps with a reset. In reverse it is the last unmasked step of
+    the preceding segment: the one whose next unmasked step has a reset."""
+    if resets is None:
+        return None
+    unmasked = jnp.ones_like(resets) if mask is None else mask
+    resets = resets & unmasked
+    if not reverse or resets.shape[0] == 0:
+        return resets
+
+    def body(next_reset: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
+        reset, is_unmasked = now
+        return jnp.where(is_unmasked, reset, next_reset), next_reset
+
+    _, next_reset = lax.scan(body, jnp.zeros_like(resets[0]), (resets, unmasked), reverse=True)
+    return next_reset & unmasked

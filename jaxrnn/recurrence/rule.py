@@ -1,0 +1,149 @@
+"""The recurrence and the one rule by which it is differentiated.
+
+Forward mode is the rule as it stands. Reverse mode is JAX's own transpose of it, which is
+back-propagation through time in its best form: the backward scan carries only the state's
+cotangent, each weight gradient is one product over the steps of a chunk, and only the states are
+stored, once. The rule is ordinary JAX, and so can be differentiated, mapped and transposed again.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_derivatives import SymbolicZero
+
+from jaxrnn._products import product
+from jaxrnn._types import Activation, Array, accumulation_dtype
+from jaxrnn.cell import input_product
+from jaxrnn.params import RNNParams
+from jaxrnn.recurrence.chunks import scan_chunks, states_before_chunks
+from jaxrnn.recurrence.plan import Plan, make_products, make_push
+from jaxrnn.recurrence.reference import Steps, restart, where_unmasked
+
+SLOPES: dict[Activation, Activation] = {
+    jnp.tanh: lambda h: 1 - h * h,
+    jax.nn.relu: lambda h: (h > 0).astype(h.dtype),
+    jax.nn.identity: jnp.ones_like,
+    jax.nn.sigmoid: lambda h: h * (1 - h),
+    jax.nn.softplus: lambda h: -jnp.expm1(-h),
+}
+"""f'(a) as a function of the output f(a), for the activations that have one."""
+
+
+class Weights(NamedTuple):
+    """The parameters, without their initial state, and the initial state [*B, H]."""
+
+    params: RNNParams
+    initial: Array
+
+
+class Setting(NamedTuple):
+    """What is static in a recurrence."""
+
+    activation: Activation
+    reverse: bool
+    plan: Plan
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def recur(setting: Setting, weights: Weights, h0: Array, steps: Steps) -> tuple[Array, Array]:
+    """``h_t = f(U x_t + b + W h_{t-1})``: (h_last [*B, H], states [T, *B, H] held where masked).
+
+    The resets in `steps` are those of `find_restarts`."""
+    prepare, combine = make_products(setting.plan.strategy, weights.params)
+
+    def run(h: Array, chunk: tuple[Steps, Any]) -> tuple[Array, Array]:
+        steps = chunk[0]
+        if prepare is not None:
+            steps = steps._replace(xs=prepare(steps.xs))
+        return lax.scan(body, h, steps, reverse=setting.reverse)
+
+    def body(h: Array, now: Steps) -> tuple[Array, Array]:
+        a = combine(now.xs, restart(now.resets, weights.initial, h))
+        h = where_unmasked(now.mask, setting.activation(a).astype(h.dtype), h)
+        return h, h
+
+    # Chunks keep in cache what is computed before the scan; without such there is nothing to cut.
+    size = steps.xs.shape[0] if prepare is None else setting.plan.chunk_size
+    return scan_chunks(run, h0, steps, size, reverse=setting.reverse)
+
+
+def _recur_jvp(setting: Setting, primals: Any, tangents: Any) -> Any:
+    weights, h0, steps = primals
+    d_weights, d_h0, d_steps = tangents
+    h_last, states = recur(setting, *primals)
+    d_initial = _instantiate(d_weights.initial)
+    d_xs = None if isinstance(d_steps.xs, SymbolicZero) else d_steps.xs
+    slope = SLOPES.get(setting.activation)
+    push = make_push(setting.plan.strategy, weights.params.w_hh)
+
+    # The rule stands outside the chunks, so that their states are stored once, as outputs, and not
+    # again for the backward pass; what a chunk computes from them is recomputed there.
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def run(dh: Array, chunk: Any) -> tuple[Array, Array]:
+        (states, d_xs, (xs, mask, restarts)), start = chunk
+        before = restart(restarts, weights.initial, _shift(states, start, setting.reverse))
+        at = states if slope is not None else _pre_activations(weights.params, xs, before)
+        dz = _input_tangent(weights.params, d_weights.params, before, xs, d_xs)
+        return lax.scan(body, dh, (at, dz, mask, restarts), reverse=setting.reverse)
+
+    # Without the checkpoint, f' would be stored beside the states; it is cheaper to recompute.
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def tangent_step(dh: Array, at: Array, dz: Array, mask: Any, restarts: Any) -> Array:
+        da = dz + push(restart(restarts, d_initial, dh))
+        at = at.astype(da.dtype)
+        f_slope = _slope_at(setting.activation, at) if slope is None else slope(at)
+        return where_unmasked(mask, (f_slope * da).astype(dh.dtype), dh)
+
+    def body(dh: Array, now: Any) -> tuple[Array, Array]:
+        dh = tangent_step(dh, *now)
+        return dh, dh
+
+    size, reverse = setting.plan.chunk_size, setting.reverse
+    starts = states_before_chunks(h0, states, size, reverse=reverse)
+    chunked = (states, d_xs, steps)
+    d_out = scan_chunks(run, _instantiate(d_h0), chunked, size, reverse=reverse, starts=starts)
+    return (h_last, states), d_out
+
+
+recur.defjvp(_recur_jvp, symbolic_zeros=True)
+
+
+def _shift(states: Array, start: Array, reverse: bool) -> Array:
+    """The state before each step of a chunk, [T, *B, H]."""
+    parts = [states[1:], start[None]] if reverse else [start[None], states[:-1]]
+    return jnp.concatenate(parts)
+
+
+def _pre_activations(params: RNNParams, xs: Array, before: Array) -> Array:
+    return input_product(params, xs) + product(before, params.w_hh)
+
+
+def _input_tangent(
+    params: RNNParams, d_params: RNNParams, before: Array, xs: Array, d_xs: Array | None
+) -> Array:
+    """The part of each step's tangent that does not depend on dh, ``U dx + dU x + dW h + db``."""
+    dtype = accumulation_dtype(before.dtype)
+    dz = jnp.zeros(before.shape, dtype) if d_xs is None else product(d_xs, params.w_ih)
+    if not isinstance(d_params.w_ih, SymbolicZero):
+        dz = dz + product(xs, d_params.w_ih)
+    if not isinstance(d_params.w_hh, SymbolicZero):
+        dz = dz + product(before, d_params.w_hh)
+    if d_params.b is not None and not isinstance(d_params.b, SymbolicZero):
+        dz = dz + jnp.broadcast_to(d_params.b.astype(dtype), dz.shape)
+    return dz
+
+
+def _instantiate(tangent: Any) -> Array:
+    if isinstance(tangent, SymbolicZero):
+        return jnp.zeros(tangent.shape, tangent.dtype)
+    return tangent
+
+
+def _slope_at(activation: Activation, a: Array) -> Array:
+    """f'(a) of an elementwise f."""
+    return jax.jvp(activation, (a,), (jnp.ones_like(a),))[1]
