@@ -58,8 +58,9 @@ from experiments.bench.timing import (
     interleave,
     matrix_product,
 )
-from experiments.shared.output import Data, Result, RunConfig, Tick, within
-from experiments.shared.training import NotNegative, Positive
+from experiments.shared.findings import Data, Result
+from experiments.shared.options import NotNegative, Positive, RunConfig
+from experiments.shared.output import Tick, within
 from jaxrnn.host import count_cores, keep_memory, use_cpu_devices
 
 _PACKAGES = ("jax", "jaxlib", "optax", "flax", "dm-haiku", "keras", "torch", "onnxruntime")

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.shared.training import Positive
+from experiments.shared.options import Positive
 from jaxrnn import Array, RNNParams, unroll_plain
 
 Pass = Literal["forward", "gradient", "train"]

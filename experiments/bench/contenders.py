@@ -17,7 +17,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from experiments.bench.cases import LEARNING_RATE, Case, Pass, Problem, mean_square
 from experiments.bench.timing import Entrant, Program, Unavailable, compile_program
-from experiments.shared.training import largest_divisor
+from experiments.shared.devices import largest_divisor
 from jaxrnn import (
     Array,
     RNNParams,

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from experiments.bench.findings import ALL, LOOP, OURS, PLAIN, times_of
 from experiments.shared.figures import BLACK, BLUE, GREY, SKY, VERMILION, saved_figure, say
-from experiments.shared.output import Data
+from experiments.shared.findings import Data
 
 _WIDTH = 118
 _TITLES = {"forward": "forward pass", "gradient": "gradient", "train": "training step"}

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.shared.output import Data, Finding
+from experiments.shared.findings import Data, Finding
 
 OURS, ALL, PLAIN, LOOP = "jaxrnn", "jaxrnn, all devices", "plain scan", "jaxrnn, loop"
 _LARGE = ((256, 64, 128, 256), (512, 32, 512, 512))

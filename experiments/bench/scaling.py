@@ -11,8 +11,8 @@ import jax
 from experiments.bench.cases import Case, Shape4, compare_gradients, make_problem, mean_square
 from experiments.bench.contenders import BUILDERS, build_library, gradient_program
 from experiments.bench.timing import Call, compile_program, interleave, time_once
-from experiments.shared.output import Data
-from experiments.shared.training import largest_divisor
+from experiments.shared.devices import largest_divisor
+from experiments.shared.findings import Data
 from jaxrnn import Array, Params, chunked, dense, stack, unroll_plain, vanilla_rnn
 
 NAMES = ("jaxrnn", "plain scan")

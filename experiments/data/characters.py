@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.data.files import read_text
-from experiments.shared.output import InputError
+from experiments.shared.options import InputError
 
 _LIBRARY_SIZE = 1_000_000
 _MAX_ALPHABET = 1000

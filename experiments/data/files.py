@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from experiments.shared.output import InputError
+from experiments.shared.options import InputError
 
 
 def read_bytes(path: Path) -> bytes:

@@ -17,7 +17,7 @@ from typing import NamedTuple, NoReturn
 import numpy as np
 
 from experiments.data.files import read_bytes
-from experiments.shared.output import InputError
+from experiments.shared.options import InputError
 
 LIMIT = 1 << 29
 """Bytes at most of one variable, decompressed."""

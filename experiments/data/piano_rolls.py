@@ -22,7 +22,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.data.mat import read_cells
-from experiments.shared.output import InputError, Tick
+from experiments.shared.options import InputError
+from experiments.shared.output import Tick
 
 KEYS = 88
 LOWEST = 21

@@ -14,7 +14,7 @@ import numpy as np
 from statsmodels.datasets import sunspots  # statsmodels.api would take seconds
 
 from experiments.data.files import read_text
-from experiments.shared.output import InputError
+from experiments.shared.options import InputError
 
 _MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "?"})
 _GAP = 1.5  # steps between two rows from which on rows are absent

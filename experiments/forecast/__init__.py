@@ -38,19 +38,17 @@ from experiments.forecast.preparation import (
     to_units,
 )
 from experiments.shared.baselines import forecast_simply
-from experiments.shared.output import Data, Finding, InputError, Result, Tick
-from experiments.shared.training import (
+from experiments.shared.findings import Data, Finding, Result, describe_seeds
+from experiments.shared.options import (
+    InputError,
     NotNegative,
     Positive,
     PositiveFloat,
     PositiveFraction,
-    Task,
     TrainConfig,
-    describe_seeds,
-    record,
-    start_networks,
-    train,
 )
+from experiments.shared.output import Tick
+from experiments.shared.training import Task, record, start_networks, train
 from jaxrnn import (
     Array,
     Key,

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from experiments.shared.figures import BLACK, BLUE, GREY, SERIES, saved_figure, say
-from experiments.shared.output import Data, write_csv
+from experiments.shared.findings import Data
+from experiments.shared.output import write_csv
 
 _HISTORY = 100  # rows of history
 

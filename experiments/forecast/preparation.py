@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.data.series import Series
-from experiments.shared.output import InputError
+from experiments.shared.options import InputError
 from jaxrnn import Array
 
 _LEAST = 4  # values of each column in each part of the series

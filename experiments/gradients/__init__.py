@@ -30,17 +30,10 @@ from jax import lax
 from experiments.gradients import figures
 from experiments.gradients.figures import spread
 from experiments.gradients.network import ACTIVATIONS, FILE, Kind, build, read_network, save
-from experiments.shared.output import (
-    Data,
-    Finding,
-    InputError,
-    Result,
-    RunConfig,
-    Tick,
-    write_config,
-)
+from experiments.shared.findings import Data, Finding, Result
+from experiments.shared.options import InputError, Positive, PositiveFloat, RunConfig, write_config
+from experiments.shared.output import Tick
 from experiments.shared.tasks import PROBLEMS, Batch, Problem
-from experiments.shared.training import Positive, PositiveFloat
 from jaxrnn import (
     Array,
     Initializer,

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from experiments.shared.figures import BLACK, BLUE, GREY, VERMILION, saved_figure, say
-from experiments.shared.output import Data
+from experiments.shared.findings import Data
 
 _LN10 = math.log(10)
 _COLOURS = {"before": BLUE, "after": VERMILION}

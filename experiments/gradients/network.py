@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.data.files import read_bytes
-from experiments.shared.output import InputError
+from experiments.shared.options import InputError
 from experiments.shared.tasks import Problem
 from jaxrnn import Activation, Initializer, Layer, Params, dense, stack, vanilla_rnn
 from jaxrnn.files import write_atomically

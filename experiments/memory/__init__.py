@@ -34,18 +34,10 @@ from experiments.memory.climbing import Effort, climb, evaluate
 from experiments.memory.figures import DEFAULT
 from experiments.memory.findings import judge
 from experiments.memory.recipes import RECIPES
-from experiments.shared.output import (
-    CHECKPOINTS,
-    Data,
-    InputError,
-    Result,
-    RunConfig,
-    Tick,
-    write_config,
-    write_json,
-)
+from experiments.shared.findings import Data, Result
+from experiments.shared.options import InputError, Positive, RunConfig, write_config
+from experiments.shared.output import CHECKPOINTS, Tick, write_json
 from experiments.shared.tasks import PROBLEMS
-from experiments.shared.training import Positive
 from jaxrnn import (
     Key,
     Params,

@@ -13,7 +13,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from experiments.memory.recipes import Recipe
-from experiments.shared.output import Data
+from experiments.shared.findings import Data
 from experiments.shared.tasks import Batch, Problem
 from jaxrnn import Array, Key, Params, TrainState, diagnostics, fit, init_train_state
 from jaxrnn import make_train_step as make_step

@@ -11,7 +11,7 @@ from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 from experiments.memory.recipes import RECIPES
 from experiments.shared.figures import BLACK, BLUE, GREY, SERIES, VERMILION, saved_figure, say
-from experiments.shared.output import Data
+from experiments.shared.findings import Data
 from experiments.shared.tasks import PROBLEMS
 
 DEFAULT = "lecture"

@@ -6,7 +6,7 @@ import numpy as np
 
 from experiments.memory.figures import DEFAULT, find_best, reach
 from experiments.memory.recipes import RECIPES
-from experiments.shared.output import Data, Finding
+from experiments.shared.findings import Data, Finding
 from experiments.shared.tasks import PROBLEMS
 
 _WORDS = {

@@ -45,19 +45,17 @@ from experiments.data.piano_rolls import (
 )
 from experiments.music.figures import plot_rolls, plot_scores
 from experiments.music.networks import drop_connect, plain_network, sample, sharing_network
-from experiments.shared.output import Data, Finding, InputError, Result, Tick, within
-from experiments.shared.training import (
+from experiments.shared.findings import Data, Finding, Result, describe_seeds
+from experiments.shared.options import (
     Fraction,
+    InputError,
     NotNegative,
     Positive,
     PositiveFloat,
-    Task,
     TrainConfig,
-    describe_seeds,
-    record,
-    start_networks,
-    train,
 )
+from experiments.shared.output import Tick, within
+from experiments.shared.training import Task, record, start_networks, train
 from jaxrnn import (
     Array,
     Key,

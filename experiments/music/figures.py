@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from experiments.shared.figures import BLACK, GREY, SKY, VERMILION, saved_figure, say
-from experiments.shared.output import Data
+from experiments.shared.findings import Data
 
 
 def plot_rolls(data: Data, path: Path) -> None:

@@ -1,1 +1,1 @@
-"""What the experiments share: options, findings, output, figures, training, tasks."""
+"""What the experiments share: options, findings, output, timing, figures, training, tasks."""

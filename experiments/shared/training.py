@@ -1,4 +1,4 @@
-"""Train networks side by side, stop each by its validation, save, and go on where a run was cut."""
+"""Train networks side by side, stop each by its validation, save, and resume interrupted runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,50 +17,23 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from pydantic import Field
 
-from experiments.shared.networks import init_networks
-from experiments.shared.output import CHECKPOINTS, Data, InputError, RunConfig, Tick, write_config
+from experiments.shared.devices import Placement, place_networks
+from experiments.shared.findings import Data
+from experiments.shared.options import InputError, TrainConfig, write_config
+from experiments.shared.output import CHECKPOINTS, Tick
 from jaxrnn import Array, Key, Layer, Params, TrainState, fit, init_train_state
-from jaxrnn.sharding import data_mesh, replicate
+from jaxrnn.sharding import replicate
 from jaxrnn.training import MakeBatch, TrainStep
-
-Positive = Annotated[int, Field(ge=1)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-PositiveFraction = Annotated[float, Field(gt=0, lt=0.5)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainConfig(RunConfig):
-    """The options of every experiment that trains."""
-
-    resume: Path | None = None
-    """Folder of a run that was cut: go on from its last save, with the options it had."""
-    seeds: Positive = 1
-    """Networks to train side by side in one vmapped call; tables give their mean and spread."""
-    steps: Positive = 1000
-    """Training steps at most; validation may stop a network before."""
-    eval_every: Positive = 50
-    """Training steps from one validation to the next, all in one compiled call."""
-    patience: Positive = 10
-    """Validations without a new best after which a network has stopped."""
-    devices: Positive | None = None
-    """Devices to train on (a CPU's are its cores), each with some of the networks: by default as
-    many as divide these evenly. Where a number is given that divides no networks, the batches are
-    split instead. Results differ in rounding."""
-    save_seconds: NotNegative = 30.0
-    """Save at the first validation that is this many seconds after the last save; 0: at each."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Task:
     """What is trained: pure functions of one network; `train` maps them over many.
 
-    name: of its checkpoints. validate: parameters to a scalar, the lower the better. inputs: arrays
-    that all of it follows from besides the options; a run is resumed with the same ones only.
-    batch_size, shard_step: where a batch can be split, its size, and the step over devices.
+    name: the folder of its checkpoints. validate: parameters to a scalar, lower is better. inputs:
+    the arrays that, with the options, determine it; a run resumes only with the same ones.
+    batch_size, shard_step: if a batch can be split over devices, its size and the step on a mesh.
     """
 
     name: str
@@ -72,19 +45,11 @@ class Task:
     shard_step: Callable[[Mesh], TrainStep] | None = None
 
 
-class _Placed(NamedTuple):
-    """A task on devices: all of them whole, or each with its part of the networks."""
-
-    task: Task
-    mesh: Mesh
-    networks_split: bool
-
-
 class Trained(NamedTuple):
-    """The networks [S, ...] as they were at their best validation, and how that went.
+    """The networks [S, ...] at their best validation, and the curves of the training.
 
-    steps, validation: [S], of the best. curves: steps [E], train [E, S], validation [E, S]; NaN
-    after a network had stopped.
+    steps, validation: [S], at the best. curves: steps [E], train [E, S], validation [E, S]; NaN
+    once a network has stopped.
     """
 
     params: Params
@@ -94,7 +59,7 @@ class Trained(NamedTuple):
 
 
 class _Run(NamedTuple):
-    """All that the rest of a run depends on; what is saved."""
+    """Everything that the rest of a run depends on, and that a checkpoint holds."""
 
     state: TrainState  # [S, ...]
     best: Params  # [S, ...]
@@ -112,19 +77,20 @@ def start_networks(
     config: TrainConfig,
     batch_shape: tuple[int, ...] | None = None,
 ) -> TrainState:
-    """The states [S, ...] before training; with a `batch_shape` they carry the recurrent states of
-    so many streams."""
+    """The states [S, ...] before training; with a `batch_shape` they carry recurrent states of that
+    batch shape."""
     keys = jax.random.split(jax.random.key(config.seed), (2, config.seeds))
 
-    def start(params: Params, key: Key) -> TrainState:
+    def start(key_params: Key, key_run: Key) -> TrainState:
+        params = network.init(key_params)
         carry = None if batch_shape is None else network.initial_state(params, batch_shape)
-        return init_train_state(params, optimizer, key, carry=carry)
+        return init_train_state(params, optimizer, key_run, carry=carry)
 
-    return jax.vmap(start)(init_networks(network, keys[0]), keys[1])
+    return jax.jit(jax.vmap(start))(*keys)
 
 
 def warm_up_and_cool_down(learning_rate: float, updates: int) -> optax.Schedule:
-    """A rate that rises for 100 updates and falls along a cosine to a hundredth."""
+    """A rate that rises for 100 updates, then falls along a cosine to a hundredth of its peak."""
     return optax.warmup_cosine_decay_schedule(
         0.0, learning_rate, min(100, updates // 4), updates, learning_rate / 100
     )
@@ -133,20 +99,25 @@ def warm_up_and_cool_down(learning_rate: float, updates: int) -> optax.Schedule:
 def train(
     task: Task, start: TrainState, config: TrainConfig, tick: Tick, *, steps: int | None = None
 ) -> Trained:
-    """Train the networks [S, ...] of `start` until each has stopped, after `steps` at most, which
-    are by default those of `config`.
+    """Train the networks [S, ...] of `start` until each has stopped, for at most `steps` steps (by
+    default `config.steps`).
 
-    Saves into `config.folder` where there is one, and goes on from what `config.resume` holds.
-    Whether and when a run is cut does not change a bit of what it returns.
+    Saves into `config.folder`, if there is one, and continues from the checkpoints in
+    `config.resume`. Interrupting and resuming a run does not change a bit of its result.
     """
     folder = config.resume or config.folder
     if folder is not None:
         write_config(folder, config)
     config = dataclasses.replace(config, steps=steps or config.steps)
-    placed = _place(task, len(start.step), config.devices)
-    run = _begin(task, replicate(start, placed.mesh), config)
+    batch_size = task.batch_size if task.shard_step else None
+    placement = place_networks(len(start.step), batch_size, config.devices)
+    mesh = placement.mesh
+    if task.shard_step and not placement.networks_split and mesh.size > 1:
+        task = dataclasses.replace(task, train_step=task.shard_step(mesh))
+    run = _begin(task, replicate(start, mesh), config)
+    advance = functools.partial(_train_to_the_end, task, placement, config=config, tick=tick)
     if folder is None:
-        return _finish(_advance_to_the_end(placed, run, config, tick, _keep_nothing), config)
+        return _finish(advance(run, save=_save_nothing), config)
     with _open_checkpoints(folder / CHECKPOINTS / task.name) as manager:
         if manager.latest_step() is not None:
             run = _restore(manager, run, folder)
@@ -159,41 +130,26 @@ def train(
                 manager.save(int(run.evaluations), args=ocp.args.StandardSave(saved))
                 last = time.monotonic()
 
-        return _finish(_advance_to_the_end(placed, run, config, tick, save), config)
-
-
-def _place(task: Task, networks: int, devices: int | None) -> _Placed:
-    """The task on as many devices as divide its networks evenly, or else, if asked, its batch."""
-    there = jax.devices()
-    if devices is not None and devices > len(there):
-        raise InputError(f"--devices is {devices}, but there are {len(there)}")
-    most = devices or len(there)
-    over_networks = largest_divisor(networks, most)
-    if over_networks > 1 or devices is None or task.shard_step is None:
-        return _Placed(task, data_mesh(there[:over_networks]), networks_split=True)
-    mesh = data_mesh(there[: largest_divisor(task.batch_size, most)])
-    if mesh.size > 1:
-        task = dataclasses.replace(task, train_step=task.shard_step(mesh))
-    return _Placed(task, mesh, networks_split=False)
+        return _finish(advance(run, save=save), config)
 
 
 def _gather(tree: Any) -> Any:
-    """On one device, so that what is saved can be read where there are fewer."""
+    """On one device, so that a checkpoint can be read on a machine with fewer devices."""
     return jax.device_put(tree, jax.devices()[0])
 
 
-def largest_divisor(number: int, most: int) -> int:
-    """The largest divisor of `number` that is `most` at most."""
-    return max(divisor for divisor in range(1, most + 1) if number % divisor == 0)
-
-
-def _advance_to_the_end(
-    placed: _Placed, run: _Run, config: TrainConfig, tick: Tick, save: Callable[[_Run, bool], None]
+def _train_to_the_end(
+    task: Task,
+    placement: Placement,
+    run: _Run,
+    config: TrainConfig,
+    tick: Tick,
+    save: Callable[[_Run, bool], None],
 ) -> _Run:
     last = math.ceil(config.steps / config.eval_every)
     while int(run.evaluations) < last and np.any(_running(run, config)):
         size = min(config.eval_every, config.steps - int(run.evaluations) * config.eval_every)
-        state, losses, validation = _train_and_validate(placed, size, run.state)
+        state, losses, validation = _train_and_validate(task, placement, size, run.state)
         run = _record(run._replace(state=state), np.asarray(losses), np.asarray(validation), config)
         ended = int(run.evaluations) == last or not np.any(_running(run, config))
         save(run, ended)
@@ -203,11 +159,11 @@ def _advance_to_the_end(
     return run
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _train_and_validate(
-    placed: _Placed, num_steps: int, state: TrainState
+    task: Task, placement: Placement, num_steps: int, state: TrainState
 ) -> tuple[TrainState, Array, Array]:
-    task, mesh, networks_split = placed
+    mesh, networks_split = placement
 
     def one(state: TrainState) -> tuple[TrainState, Array, Array]:
         state, history = fit(task.train_step, state, task.make_batch, num_steps)
@@ -217,12 +173,12 @@ def _train_and_validate(
     if networks_split:
         part = PartitionSpec(mesh.axis_names)
         many = jax.shard_map(many, mesh=mesh, in_specs=part, out_specs=part, check_vma=False)
-    # As it came, whole on every device: then the next call is the same program.
+    # Replicated, as the inputs are: the next call then needs no other program.
     return jax.lax.with_sharding_constraint(many(state), NamedSharding(mesh, PartitionSpec()))
 
 
 def _record(run: _Run, losses: np.ndarray, validation: np.ndarray, config: TrainConfig) -> _Run:
-    """The run with one more evaluation; a network that has stopped changes no more."""
+    """The run with one more evaluation; a network that has stopped no longer changes."""
     running = _running(run, config)
     better = running & (validation < run.best_validation)
     row = int(run.evaluations)
@@ -270,7 +226,7 @@ def _finish(run: _Run, config: TrainConfig) -> Trained:
 
 
 def _describe(run: _Run, config: TrainConfig) -> str:
-    """What the progress bar says: means over the networks that still run."""
+    """What the progress bar says: means over the networks that have not stopped."""
     row = int(run.evaluations) - 1
     step = min((row + 1) * config.eval_every, config.steps)
     loss, validation = (
@@ -280,11 +236,11 @@ def _describe(run: _Run, config: TrainConfig) -> str:
     return f"step {step} of {config.steps}, loss {loss:.4g}, validation {validation:.4g}"
 
 
-def _keep_nothing(run: _Run, ended: bool) -> None:
+def _save_nothing(run: _Run, ended: bool) -> None:
     del run, ended
 
 
-# Folders
+# Checkpoints
 
 
 def _open_checkpoints(path: Path) -> ocp.CheckpointManager:
@@ -295,19 +251,19 @@ def _open_checkpoints(path: Path) -> ocp.CheckpointManager:
 
 
 def _restore(manager: ocp.CheckpointManager, run: _Run, folder: Path) -> _Run:
-    """The run as it was saved last."""
+    """The run as of its last checkpoint."""
     try:
         restored = manager.restore(manager.latest_step(), args=ocp.args.StandardRestore(run))
     except Exception as error:  # orbax and tensorstore document no classes
         reason = str(error).splitlines()[0]
         raise InputError(f"{folder / CHECKPOINTS} cannot be read: {reason}") from error
     if not np.array_equal(restored.inputs, run.inputs):
-        raise InputError(f"{folder} was trained on other data than those that it now reads")
+        raise InputError(f"{folder} was trained on other data than the data it is resumed with")
     return restored
 
 
 def _digest(inputs: Any) -> np.ndarray:
-    """SHA-256 [32] of the arrays of a pytree and of its structure."""
+    """SHA-256 [32] of a pytree's arrays and structure."""
     leaves, structure = jax.tree.flatten(inputs)
     digest = hashlib.sha256(str(structure).encode())
     for leaf in leaves:
@@ -317,18 +273,6 @@ def _digest(inputs: Any) -> np.ndarray:
     return np.frombuffer(digest.digest(), np.uint8)
 
 
-# What tables and files say of it
-
-
-def describe_seeds(values: Any, digits: int = 3) -> str:
-    """Mean and spread over seeds: 1.234 ± 0.005 (5 seeds), or the value of one."""
-    values = np.asarray(values)
-    if values.size == 1:
-        return f"{values.mean():.{digits}f}"
-    spread = values.std(ddof=1)
-    return f"{values.mean():.{digits}f} ± {spread:.{digits}f} ({values.size} seeds)"
-
-
 def record(trained: Trained) -> Mapping[str, Any]:
-    """What the data of an experiment keep of a training."""
+    """The part of a training that an experiment's data hold."""
     return {"steps": trained.steps, "validation": trained.validation, "curves": trained.curves}

@@ -8,7 +8,7 @@ from experiments.__main__ import main
 from experiments.data.characters import encode, measure_counts
 from experiments.data.files import read_text
 from experiments.data.series import read_csv
-from experiments.shared.output import InputError, write_config
+from experiments.shared.options import InputError, write_config
 
 ROWS = "".join(f"{year},{np.sin(year):.4f},{year % 7}\n" for year in range(1900, 1960))
 TABLE = "year,height,other\n" + ROWS

@@ -12,7 +12,7 @@ import scipy.io
 from experiments.data import mat, piano_rolls
 from experiments.data.midi import write_midi
 from experiments.data.piano_rolls import KEYS, LOWEST, load_chorales, pitches_of, read_mat, roll_of
-from experiments.shared.output import InputError
+from experiments.shared.options import InputError
 
 SPLITS = ("traindata", "validdata", "testdata")
 

@@ -9,8 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.shared.output import InputError
-from experiments.shared.training import Task, TrainConfig, train
+from experiments.shared.options import InputError, TrainConfig
+from experiments.shared.training import Task, train
 from jaxrnn import init_train_state, make_train_step
 from jaxrnn.sharding import make_sharded_train_step, use_cpu_devices
 from tests.support.checks import assert_close
