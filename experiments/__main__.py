@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-import argparse
+import ast
 import dataclasses
+import functools
 import importlib
+import operator
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Annotated, Any, Protocol, cast
 
 import tyro
 from rich.console import Console
 
-from experiments.shared.output import (
-    CHECKPOINTS,
-    Data,
-    InputError,
-    Result,
-    RunConfig,
-    Tick,
-    check_config,
-    name_folder,
-    print_findings,
-    progress_bar,
-    read_config,
-    write_run,
-)
-from jaxrnn.host import use_cpu_devices
+from experiments.shared.devices import present_devices
+from experiments.shared.findings import Result, print_findings
+from experiments.shared.options import InputError, RunConfig, check_config, read_config
+from experiments.shared.output import CHECKPOINTS, Tick, name_folder, progress_bar, write_run
 
 EXPERIMENTS = (
     "tour",
@@ -40,90 +31,67 @@ EXPERIMENTS = (
     "memory",
     "gradients",
 )
-"""The names of the experiments: the modules of this package that keep `Experiment`."""
+"""The names of the experiments: each is a package with `Config` and `run` and, in its module
+`figures`, ``plot(data, folder)``."""
 
 
 class Experiment(Protocol):
-    """What an experiment's module defines."""
+    """What an experiment's package defines."""
 
-    __doc__: str
     Config: type[RunConfig]
 
     def run(self, config: RunConfig, progress: Tick) -> Result:
         """Measure."""
 
-    def plot(self, data: Data, folder: Path) -> None:
-        """Draw the figures of `data` into `folder`."""
-
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the experiment that the arguments name; return the exit code."""
-    name = _read_name(arguments[:1])
-    if name is None:
-        for known in EXPERIMENTS:
-            print(f"{known:12} {_describe(known)}")
+    """Run the experiment that the arguments name, by default the tour; return the exit code."""
+    if list(arguments) == ["--list"]:
+        for name in EXPERIMENTS:
+            print(f"{name:12} {_summarise(name)}")
         return 0
+    arguments = arguments or ["tour"]
     try:
-        return _run(name, arguments[1:])
+        return _run(arguments[0], _read_options(arguments))
     except InputError as error:
-        print(f"python -m experiments {name}: {error}", file=sys.stderr)
+        print(f"python -m experiments {arguments[0]}: {error}", file=sys.stderr)
         return 2
 
 
-def _run(name: str, arguments: Sequence[str]) -> int:
-    experiment = _load(name)
-    config = _read_config(name, experiment, arguments)
+def _run(name: str, config: RunConfig) -> int:
     resumed = getattr(config, "resume", None)
     folder = resumed or name_folder(name, config.folder)
     if resumed is None and (folder / CHECKPOINTS).exists():
-        raise InputError(f"{folder} holds a run that was cut or ended; --resume {folder} goes on")
+        raise InputError(f"{folder} already holds a run; --resume {folder} continues it")
     config = dataclasses.replace(config, folder=folder)
     if hasattr(config, "devices"):
-        _present_devices(config.devices)
+        present_devices(config.devices)
     console = Console()
     try:
         with progress_bar(console) as progress:
-            result = experiment.run(config, progress)
+            result = _load(name).run(config, progress)
             progress(1.0, "drawing figures")
             write_run(folder, config, result)
-            experiment.plot(result.data, folder)
+            # Only now, so that nothing is measured in a process that has loaded matplotlib.
+            importlib.import_module(f"experiments.{name}.figures").plot(result.data, folder)
     except KeyboardInterrupt:
-        hint = f"; go on with --resume {folder}" if (folder / CHECKPOINTS).exists() else ""
+        hint = f"; continue with --resume {folder}" if (folder / CHECKPOINTS).exists() else ""
         print(f"stopped{hint}", file=sys.stderr)
         return 130
-    print_findings(console, _describe(name), result.findings)
+    print_findings(console, _summarise(name), result.findings)
     if result.text:
         print(f"\n{result.text}\n")
     print(f"figures and data: {folder}")
-    return int(any(f.required and not f.holds for f in result.findings))
+    return int(any(finding.required and not finding.holds for finding in result.findings))
 
 
-def _present_devices(count: int | None) -> None:
-    """Let a CPU have so many devices, by default one a core."""
-    try:
-        use_cpu_devices(count)
-    except RuntimeError as error:  # JAX has started: its devices are what they are
-        if count is not None:
-            raise InputError(f"--devices: {error}") from None
-
-
-def _read_config(name: str, experiment: Experiment, arguments: Sequence[str]) -> RunConfig:
-    """The options; with --resume those of the run to go on with, and no others."""
-
-    def parse(default: RunConfig | None) -> Any:
-        return tyro.cli(
-            experiment.Config,
-            prog=f"python -m experiments {name}",
-            description=experiment.__doc__,
-            args=arguments,
-            default=default,
-        )
-
-    config = parse(None)
+def _read_options(arguments: Sequence[str]) -> RunConfig:
+    """The options; with --resume, those of the run to continue, which no other may contradict."""
+    config = _parse(arguments)
     folder = getattr(config, "resume", None)
     if folder is not None:
-        saved = read_config(folder, experiment.Config)
-        config = parse(dataclasses.replace(cast(Any, saved), resume=folder))
+        saved = read_config(folder, type(config))
+        config = _parse(arguments, dataclasses.replace(cast(Any, saved), resume=folder))
         for field in dataclasses.fields(config):
             got, had = getattr(config, field.name), getattr(saved, field.name)
             if got != had and field.name not in ("resume", "save_seconds"):
@@ -133,28 +101,40 @@ def _read_config(name: str, experiment: Experiment, arguments: Sequence[str]) ->
     return config
 
 
-def _read_name(arguments: Sequence[str]) -> str | None:
-    """The name of an experiment, or None where the list is asked for."""
-    parser = argparse.ArgumentParser(
+def _parse(arguments: Sequence[str], default: Any = tyro.MISSING_NONPROP) -> Any:
+    """The options of the experiment that the first argument names.
+
+    The others are not imported: their commands only show what they are about.
+    """
+    commands: list[Any] = []
+    for name in EXPERIMENTS:
+        if name == arguments[0]:
+            about = _read_docstring(name)
+            command = tyro.conf.subcommand(name, description=about, default=default)
+            commands.append(Annotated[_load(name).Config, command])
+        else:
+            command = tyro.conf.subcommand(name, description=_summarise(name))
+            commands.append(Annotated[RunConfig, command])
+    return tyro.cli(
+        functools.reduce(operator.or_, commands),
         prog="python -m experiments",
-        description="Measure what jaxrnn claims.",
-        epilog="python -m experiments NAME --help shows the options of one experiment.",
+        description="Measure what jaxrnn claims. Without arguments: the tour; --list: all names.",
+        args=arguments,
     )
-    parser.add_argument(
-        "name", nargs="?", default="tour", choices=EXPERIMENTS, help="default: tour"
-    )
-    parser.add_argument("--list", action="store_true", help="name the experiments and exit")
-    parsed = parser.parse_args(arguments)
-    return None if parsed.list else parsed.name
 
 
 def _load(name: str) -> Experiment:
     return cast(Experiment, importlib.import_module(f"experiments.{name}"))
 
 
-def _describe(name: str) -> str:
-    """The first line of an experiment's docstring."""
-    return _load(name).__doc__.splitlines()[0]
+def _read_docstring(name: str) -> str:
+    """An experiment's docstring, without importing it."""
+    source = (Path(__file__).with_name(name) / "__init__.py").read_text("utf-8")
+    return ast.get_docstring(ast.parse(source)) or ""
+
+
+def _summarise(name: str) -> str:
+    return _read_docstring(name).splitlines()[0]
 
 
 if __name__ == "__main__":

@@ -1,22 +1,20 @@
-"""Videos of bouncing balls: predict the next frame, and go on alone.
+"""Videos of bouncing balls: predict the next frame, and continue without further frames.
 
 Claim: a deep vanilla network predicts the next frame of a video of three bouncing balls with a
-squared error, summed over the 900 pixels, below 1.0 when it is trained on videos drawn afresh and
-below 1.5 when trained on 4,000 fixed ones, where showing the last frame again has 11.8 and moving
-on linearly 6.8. Refuted by the mean error over frames 2 to 100 of 200 test videos that nothing was
-chosen on. The second frame alone, whose motion no model can know, costs 0.13 of that mean.
+squared error, summed over the 900 pixels, below 1.0 when trained on fresh videos and below 1.5 when
+trained on 4,000 fixed ones, whereas repeating the last frame has 11.8 and linear extrapolation 6.8.
+Refuted by the mean error over frames 2 to 100 of 200 test videos that nothing was chosen on. The
+second frame alone, whose motion no model can know, contributes 0.13 to that mean.
 
 The videos are those of Sutskever, Hinton & Taylor 2008 (`experiments.data.bouncing_balls`).
-Training is by truncated back-propagation: one update a window of frames, the state carried through
-the video.
+Training is by truncated back-propagation: one update per window of frames, with the state carried
+through the video.
 """
 
 from __future__ import annotations
 
 import functools
-import itertools
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import jax
@@ -25,22 +23,15 @@ import numpy as np
 import optax
 from jax import lax
 from jax.sharding import Mesh
-from matplotlib.animation import PillowWriter
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 from pydantic import Field
 
 from experiments.data.bouncing_balls import PIXELS, SIDE, draw_tracks, render
-from experiments.shared.figures import BLACK, GREY, SERIES, saved_figure, say
-from experiments.shared.output import Data, Finding, Result, Tick, within
+from experiments.shared.findings import Data, Finding, Result, describe_seeds
+from experiments.shared.options import Positive, PositiveFloat, TrainConfig
+from experiments.shared.output import Tick, within
 from experiments.shared.training import (
-    Positive,
-    PositiveFloat,
     Task,
-    TrainConfig,
     Trained,
-    describe_seeds,
     record,
     start_networks,
     train,
@@ -52,16 +43,14 @@ from jaxrnn import (
     Layer,
     Params,
     TrainState,
-    dense,
+    deep_rnn,
     make_truncated_train_step,
-    stack,
-    vanilla_rnn,
 )
 from jaxrnn.sharding import make_sharded_truncated_train_step
 from jaxrnn.training import TrainStep
 
-_ALONE_FROM = 20  # the frame from which on the network sees its own predictions
-_MARKS = {"fresh": 1.0, "fixed": 1.5}
+_ALONE_FROM = 20  # after this frame the network sees its own predictions
+_TARGETS = {"fresh": 1.0, "fixed": 1.5}
 
 
 @dataclass(frozen=True)
@@ -73,23 +62,23 @@ class Config(TrainConfig):
     layers: Positive = 2
     """Vanilla layers."""
     videos: Positive = 4000
-    """Training videos of the network that sees the same ones again."""
+    """Training videos of the network that is trained on a fixed set."""
     test_videos: Positive = 200
-    """Videos to test on, and as many others to validate on."""
+    """Test videos; there are as many validation videos."""
     frames: Annotated[int, Field(ge=22)] = 100
-    """Frames of a video."""
+    """Frames per video."""
     batch_size: Positive = 32
-    """Videos of a training step."""
+    """Videos per training step."""
     window: Positive = 11
-    """Frames of truncated back-propagation, each window one update."""
+    """Frames per window of truncated back-propagation; each window is one update."""
     learning_rate: PositiveFloat = 0.002
-    """Adam's highest learning rate; it warms up and then falls along a cosine."""
+    """Adam's peak learning rate; it warms up and then falls along a cosine."""
     steps: Positive = 2500
-    """Training steps at most, of a batch of videos each; validation may stop a network before."""
+    """Maximum number of training steps; validation may stop a network earlier."""
     eval_every: Positive = 50
-    """Training steps from one validation to the next, in one compiled call."""
+    """Training steps from one validation to the next, all in one compiled call."""
     patience: Positive = 20
-    """Validations without a new best after which a network has stopped."""
+    """Validations without a new best after which a network stops."""
 
 
 def run(config: Config, progress: Tick) -> Result:
@@ -119,20 +108,18 @@ def run(config: Config, progress: Tick) -> Result:
 
 
 def _network(config: Config) -> Layer:
-    sizes = [PIXELS] + [config.hidden_size] * config.layers
-    layers = [vanilla_rnn(before, after) for before, after in itertools.pairwise(sizes)]
-    return stack(*layers, dense(config.hidden_size, PIXELS))
+    return deep_rnn((PIXELS, *[config.hidden_size] * config.layers, PIXELS))
 
 
 def _draw(config: Config, use: str, num_videos: int) -> Array:
-    """The tracks of the videos of one use, which share no key with another's."""
+    """The tracks of the videos of one use; no two uses share a key."""
     uses = ("train", "fixed", "validation", "test")
     key = jax.random.fold_in(jax.random.key(config.seed), uses.index(use))
     return jax.jit(draw_tracks, static_argnums=(1, 2))(key, config.frames, num_videos)
 
 
 def _predict(network: Layer, params: Params, state: Any, frames: Array) -> tuple[Any, Array]:
-    """The state, and for each frame [T, B, PIXELS] what is expected to come next."""
+    """The state, and the prediction [T, B, PIXELS] of the frame after each."""
     state, logits = network.unroll(params, state, frames)
     return state, jax.nn.sigmoid(logits)
 
@@ -185,7 +172,7 @@ def _make_task(config: Config, network: Layer, videos: str) -> tuple[Task, Train
 
 
 def _measure_one(network: Layer, params: Params, frames: Array) -> Array:
-    """The mean error [T - 1] of each predicted frame, from the second on, over videos."""
+    """The mean error [T - 1] over videos of each frame from the second on."""
     predicted = _predict(network, params, None, frames[:-1])[1]
     return jnp.mean(_error(predicted, frames[1:]), axis=1)
 
@@ -197,7 +184,7 @@ def _measure(network: Layer, params: Params, frames: Array) -> Array:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _measure_alone(network: Layer, params: Params, frames: Array) -> Array:
-    """The mean error [S, T - 20] of frames that networks predict from their own predictions."""
+    """The mean error [S, T - 20] of the frames that networks predict from their predictions."""
 
     def one(params: Params) -> Array:
         alone = _continue(network, params, frames[:_ALONE_FROM], len(frames) - _ALONE_FROM)
@@ -207,7 +194,7 @@ def _measure_alone(network: Layer, params: Params, frames: Array) -> Array:
 
 
 def _continue(network: Layer, params: Params, frames: Array, num_frames: int) -> Array:
-    """The frames [num_frames, B, PIXELS] that a network expects to follow, fed back to it."""
+    """The next frames [num_frames, B, PIXELS] as a network predicts them, each fed back to it."""
     state, predicted = _predict(network, params, None, frames)
 
     def feed_back(carry: tuple[Any, Array], _: None) -> tuple[tuple[Any, Array], Array]:
@@ -219,7 +206,7 @@ def _continue(network: Layer, params: Params, frames: Array, num_frames: int) ->
 
 
 def _measure_baselines(frames: Array) -> Data:
-    """The mean error of frames 2 and on, of the last frame and of linear extrapolation."""
+    """The mean error, over all frames they can predict, of two predictors without a network."""
     last = frames[:-1]
     moved = jnp.clip(2 * frames[1:-1] - frames[:-2], 0.0, 1.0)
     return {
@@ -229,7 +216,7 @@ def _measure_baselines(frames: Array) -> Data:
 
 
 def _film(network: Layer, params: Params, frames: Array) -> Data:
-    """One test video: truth, one-step predictions, and the network alone; 8 bits a pixel."""
+    """One test video: truth, one-step predictions, and the network alone; 8 bits per pixel."""
     video = frames[:, :1]
     predicted = _predict(network, params, None, video[:-1])[1]
     alone = _continue(network, params, video[:_ALONE_FROM], len(video) - _ALONE_FROM)
@@ -249,80 +236,23 @@ def _choose_best(trained: Trained) -> Params:
     return jax.tree.map(lambda leaf: leaf[np.argmin(trained.validation)], trained.params)
 
 
-# The table, the figure and the film
+# The table
 
 
 def _judge(data: Data) -> list[Finding]:
     baselines = ", ".join(f"{name} {error:.2f}" for name, error in data["baselines"].items())
     findings = []
-    for name, mark in _MARKS.items():
+    for name, target in _TARGETS.items():
         network = data["networks"][name]
         errors = np.mean(network["parts"], axis=1)
         findings.append(
             Finding(
                 name,
                 f"The next frame is predicted, trained on {name} videos.",
-                f"the mean squared error of a test frame is below {mark}",
+                f"the mean squared error of a test frame is below {target}",
                 f"{describe_seeds(errors)}; {baselines}; on validation "
                 f"{describe_seeds(network['validation'])}",
-                bool(errors.mean() < mark),
+                bool(errors.mean() < target),
             )
         )
     return findings
-
-
-def plot(data: Data, folder: Path) -> None:
-    """Draw the errors frame by frame, the training, and the film as a GIF."""
-    _plot_errors(data, folder / "movies.png")
-    _plot_film(data["movie"], data["alone_from"], folder / "movies.gif")
-
-
-def _plot_errors(data: Data, path: Path) -> None:
-    with saved_figure(path, (8.0, 6.5)) as figure:
-        top, bottom = figure.subplots(2, 1)
-        for (name, network), colour in zip(data["networks"].items(), SERIES, strict=False):
-            parts, alone = np.asarray(network["parts"]), np.asarray(network["alone"])
-            shown = np.arange(2, 2 + parts.shape[1])
-            top.plot(shown, parts.mean(axis=0), color=colour, label=f"{name} videos")
-            shown = data["alone_from"] + 1 + np.arange(alone.shape[1])
-            top.plot(shown, alone.mean(axis=0), color=colour, ls=":", label=f"{name}, alone")
-            curves = network["curves"]
-            bottom.plot(curves["steps"], curves["validation"], color=colour, lw=1)
-            bottom.plot(curves["steps"], curves["train"], color=colour, lw=1, alpha=0.4)
-        for (name, error), colour in zip(data["baselines"].items(), (GREY, BLACK), strict=True):
-            top.axhline(error, color=colour, lw=1, ls="--", label=name)
-        top.set(xlabel="frame", ylabel="squared error a frame", yscale="log")
-        top.legend(ncols=3, loc="upper right", bbox_to_anchor=(1.0, 0.86))  # between the lines
-        bottom.set(xlabel="training step", ylabel="validation (training pale)", yscale="log")
-        errors = {name: np.mean(network["parts"]) for name, network in data["networks"].items()}
-        say(
-            figure,
-            f"Next frame: error {errors['fresh']:.2f} trained on fresh videos, "
-            f"{errors['fixed']:.2f} on fixed ones",
-            "squared error summed over 900 pixels, mean over test videos; dotted: the network sees "
-            f"only\nits own predictions from frame {data['alone_from']} on",
-        )
-
-
-def _plot_film(movie: Data, alone_from: int, path: Path) -> None:
-    """Truth, prediction and the network alone, side by side, ten frames a second."""
-    writer = PillowWriter(fps=10)
-    figure, images = _begin_film(movie)
-    with writer.saving(figure, path, dpi=72):
-        for number in range(len(movie["truth"])):
-            for (name, frames), image in zip(movie.items(), images, strict=True):
-                image.set_data(frames[number])
-                seeing = name != "alone" or number < alone_from
-                image.axes.set_xlabel("" if seeing else "sees only itself", color=SERIES[1])
-            images[0].axes.set_xlabel(f"frame {number + 1}", color=BLACK)
-            writer.grab_frame()
-
-
-def _begin_film(movie: Data) -> tuple[Figure, list[AxesImage]]:
-    figure = Figure(figsize=(7.5, 3.0), layout="constrained")
-    FigureCanvasAgg(figure)
-    images = []
-    for axes, (name, frames) in zip(figure.subplots(1, len(movie)), movie.items(), strict=True):
-        images.append(axes.imshow(frames[0], cmap="gray", vmin=0, vmax=255))
-        axes.set(title=name, xticks=[], yticks=[], xlabel=" ")
-    return figure, images

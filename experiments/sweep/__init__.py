@@ -1,59 +1,47 @@
 """A sweep in one call: the learning rate against the spectral radius of the initial matrix.
 
-Claims: a grid of networks, each with a learning rate and an initial spectral radius of its own, is
-trained by one compiled, vmapped call in less time than the same networks one after another; and
-either setting matters: over it the loss differs by more than between seeds. Refuted by the two
-times and by the losses.
+Claims: a grid of networks, each with its own learning rate and initial spectral radius, trains in
+less time in one compiled, vmapped call than one network after another; and both settings matter:
+the loss varies more over either of them than over seeds. Refuted by the two times and by the
+losses.
 
-The task is the adding problem (Hochreiter & Schmidhuber 1997): of T pairs of a number drawn from
-[0, 1] and a mark, add the two numbers that are marked, one in each half. To answer 1 always loses
-the variance of the sum, 1/6. Every training batch is drawn afresh. The validation sequences choose
-the cell of the grid; that cell is tested on others.
+The task is the adding problem (Hochreiter & Schmidhuber 1997): given T pairs of a number from
+[0, 1) and a marker, add the two marked numbers, one in each half. Always answering 1 has a squared
+error of 1/6, the variance of the sum. Every training batch is drawn afresh. Validation sequences
+choose the cell of the grid, which is then tested on other sequences.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from matplotlib.colors import LogNorm
 from pydantic import Field
 
-from experiments.shared.figures import SERIES, saved_figure, say
-from experiments.shared.output import Data, Finding, Result, Tick, within
+from experiments.shared.findings import Data, Finding, Result, describe_seeds
+from experiments.shared.options import Positive, PositiveFloat, TrainConfig
+from experiments.shared.output import Tick, within
 from experiments.shared.tasks import Batch, draw_adding
-from experiments.shared.training import (
-    Positive,
-    PositiveFloat,
-    Task,
-    TrainConfig,
-    describe_seeds,
-    record,
-    train,
-)
+from experiments.shared.timing import time_in_turn
+from experiments.shared.training import Task, record, train
 from jaxrnn import (
     Array,
     Key,
     Layer,
     Params,
     TrainState,
-    dense,
+    deep_rnn,
     fit,
     init_train_state,
     initializers,
     make_train_step,
-    stack,
-    vanilla_rnn,
 )
 
-_VARIANCE = 1 / 6  # of the sum of two numbers from [0, 1]: the loss of answering 1
+VARIANCE = 1 / 6  # of the sum of two numbers from [0, 1): the loss of always answering 1
 _TIMED_STEPS = 10
 
 
@@ -70,19 +58,19 @@ class Config(TrainConfig):
     length: Annotated[int, Field(ge=2)] = 30
     """T, the length of the sequences."""
     batch_size: Positive = 8
-    """Sequences of a training step."""
+    """Sequences per training step."""
     test_sequences: Positive = 1024
-    """Sequences to test on, and as many others to validate on."""
+    """Test sequences; there are as many validation sequences."""
     repeats: Positive = 5
-    """Timings of each; the median counts."""
+    """Timings of the call and of the loop; the medians are compared."""
     seeds: Positive = 2
-    """Networks of each cell of the grid."""
+    """Networks per cell of the grid."""
     steps: Positive = 8000
     """Training steps."""
     eval_every: Positive = 200
-    """Training steps from one validation to the next, in one compiled call."""
+    """Training steps from one validation to the next, all in one compiled call."""
     patience: Positive = 40
-    """Validations without a new best after which a network has stopped."""
+    """Validations without a new best after which a network stops."""
 
 
 def run(config: Config, progress: Tick) -> Result:
@@ -101,7 +89,7 @@ def run(config: Config, progress: Tick) -> Result:
         "networks": record(trained),
         "losses": losses,  # [S, learning rates, radii]
         "best": [int(place) for place in best],
-        "test": _test(config, network, _take(trained.params, grid, best)),  # [S]
+        "test": _test(config, network, _select_cell(trained.params, grid, best)),  # [S]
         "seconds": seconds,
     }
     return Result(data, _judge(data))
@@ -109,9 +97,8 @@ def run(config: Config, progress: Tick) -> Result:
 
 def _network(config: Config, radius: float | Array = 1.0) -> Layer:
     """The network; the spectral radius is that of its initial recurrent matrix."""
-    w_hh_init = initializers.scaled_spectral_radius(radius)
-    rnn = vanilla_rnn(2, config.hidden_size, w_hh_init=w_hh_init)
-    return stack(rnn, dense(config.hidden_size, 1))
+    recurrent = initializers.scaled_spectral_radius(radius)
+    return deep_rnn((2, config.hidden_size, 1), w_hh_init=recurrent)
 
 
 def _loss(network: Layer, params: Params, batch: Batch) -> Array:
@@ -120,7 +107,7 @@ def _loss(network: Layer, params: Params, batch: Batch) -> Array:
 
 
 def _make_task(config: Config, network: Layer) -> tuple[Task, TrainState]:
-    """The networks [S * learning rates * radii]; each has its learning rate in its own state."""
+    """The networks [S * learning rates * radii], each with its learning rate in its state."""
     key_grid, key_validation = _split(config)[:2]
     validation = draw_adding(key_validation, config.length, config.test_sequences)
 
@@ -150,9 +137,8 @@ def _make_task(config: Config, network: Layer) -> tuple[Task, TrainState]:
     states = over_seeds(keys, rates, radii)
     states = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[3:]), states)
     step = make_train_step(loss_of, make_optimizer(0.0))
-    return Task("grid", step, make_batch, lambda params: _loss(network, params, validation), ()), (
-        states
-    )
+    task = Task("grid", step, make_batch, lambda params: _loss(network, params, validation), ())
+    return task, states
 
 
 def _clipped_adam(learning_rate: Any) -> optax.GradientTransformation:
@@ -160,11 +146,11 @@ def _clipped_adam(learning_rate: Any) -> optax.GradientTransformation:
 
 
 def _split(config: Config) -> Key:
-    """The keys of the grid, of the validation and of the test sequences."""
+    """The keys of the grid, of the validation sequences and of the test sequences."""
     return jax.random.split(jax.random.key(config.seed), 3)
 
 
-def _take(params: Params, grid: tuple[int, ...], cell: Any) -> Params:
+def _select_cell(params: Params, grid: tuple[int, ...], cell: Any) -> Params:
     """The parameters [S, ...] of one cell."""
     return jax.tree.map(
         lambda leaf: leaf.reshape(*grid, *leaf.shape[1:])[:, cell[0], cell[1]], params
@@ -181,35 +167,23 @@ def _test(config: Config, network: Layer, params: Params) -> Array:
 
 
 def _measure_speed(config: Config, task: Task, states: TrainState) -> Data:
-    """Median seconds of some steps of all networks, in one call and one after another."""
+    """Median seconds of a few steps of all networks, in one call and one after another."""
 
     def some_steps(state: TrainState) -> TrainState:
         return fit(task.train_step, state, task.make_batch, _TIMED_STEPS)[0]
 
     one, many = jax.jit(some_steps), jax.jit(jax.vmap(some_steps))
     count = states.step.shape[0]
-    # Cut outside the clock: the loop is charged for its calls alone.
+    # Cut beforehand, so that the loop is timed for its calls alone.
     cut = [jax.tree.map(lambda leaf, at=at: leaf[at], states) for at in range(count)]
 
-    def loop() -> Any:
-        return jax.block_until_ready([one(state) for state in cut])
-
-    def mapped() -> Any:
-        return jax.block_until_ready(many(states))
-
-    loop(), mapped()
-    times = np.array([(_clock(loop), _clock(mapped)) for _ in range(config.repeats)])
-    looped, together = np.median(times, axis=0).tolist()
+    looped, together = time_in_turn(
+        lambda: [one(state) for state in cut], lambda: many(states), repeats=config.repeats
+    )
     return {"networks": count, "steps": _TIMED_STEPS, "loop": looped, "vmap": together}
 
 
-def _clock(call: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
-# The table and the figure
+# The table
 
 
 def _judge(data: Data) -> list[Finding]:
@@ -229,10 +203,10 @@ def _judge(data: Data) -> list[Finding]:
         Finding(
             "best",
             "The best cell solves the adding problem.",
-            f"its test loss is below a tenth of {_VARIANCE:.3f}, what answering 1 always loses",
+            f"its test loss is below a tenth of {VARIANCE:.3f}, the loss of always answering 1",
             f"{describe_seeds(data['test'], 4)}, with a learning rate of "
             f"{data['learning_rates'][row]:g} and a radius of {data['radii'][column]:g}",
-            bool(np.mean(data["test"]) < _VARIANCE / 10),
+            bool(np.mean(data["test"]) < VARIANCE / 10),
         ),
     ]
     if len(losses) < 2:
@@ -252,38 +226,9 @@ def _judge(data: Data) -> list[Finding]:
 
 
 def _measure_spread(losses: np.ndarray) -> tuple[float, float, float]:
-    """Standard deviations of log10 of the loss [S, rates, radii], over each of its axes but the
-    first of the means over the others; and over seeds inside a cell."""
+    """Standard deviations of log10 of the loss [S, rates, radii]: over learning rates, of the means
+    over the rest; over radii, likewise; and over the seeds of a cell."""
     logs = np.log10(losses)
     cells = logs.mean(axis=0)
     over_rates, over_radii = (float(cells.mean(axis=axis).std()) for axis in (1, 0))
     return over_rates, over_radii, float(np.sqrt(logs.var(axis=0, ddof=1).mean()))
-
-
-def plot(data: Data, folder: Path) -> None:
-    """Draw the heat map of the losses, and the loss of each network as it was trained."""
-    losses = np.asarray(data["losses"]).mean(axis=0)
-    with saved_figure(folder / "sweep.png", (8.0, 4.8)) as figure:
-        left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-        image = left.imshow(losses, norm=LogNorm(), cmap="viridis_r", origin="lower", aspect="auto")
-        left.set_xticks(range(len(data["radii"])), [f"{radius:g}" for radius in data["radii"]])
-        left.set_yticks(
-            range(len(data["learning_rates"])), [f"{rate:g}" for rate in data["learning_rates"]]
-        )
-        left.set(xlabel="initial spectral radius", ylabel="learning rate")
-        left.grid(visible=False)
-        row, column = data["best"]
-        left.plot(column, row, marker="*", ms=14, color=SERIES[1], ls="")
-        figure.colorbar(image, ax=left, label="best validation loss, mean over seeds")
-        curves = data["networks"]["curves"]
-        right.plot(curves["steps"], curves["validation"], color=SERIES[0], lw=0.5, alpha=0.4)
-        right.axhline(_VARIANCE, color=SERIES[1], ls="--", lw=1, label="answering 1")
-        right.set(xlabel="training step", ylabel="validation loss", yscale="log")
-        right.legend()
-        seconds = data["seconds"]
-        say(
-            figure,
-            f"{seconds['networks']} networks in one call, "
-            f"{seconds['loop'] / seconds['vmap']:.1f} times as fast as one after another",
-            "the adding problem; the star is the cell that validation chose",
-        )

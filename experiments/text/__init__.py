@@ -1,22 +1,21 @@
 """A character-level language model, and what it writes.
 
-Claim: a deep vanilla network predicts the next character of a text better than counts of the
-contexts of two characters do, and what it samples consists of the text's words. Refuted by the
-nats a character on the last tenth, which nothing is chosen on, and by the share of sampled words
-that the text does not have. On an English text of a million characters it is to reach 1.60 nats
+Claim: a deep vanilla network predicts the next character of a text better than counts of
+two-character contexts do, and its samples consist of the text's words. Refuted by the nats per
+character on the last tenth, which nothing is chosen on, and by the share of sampled words that do
+not occur in the text. On an English text of a million characters it should need less than 1.60 nats
 (2.31 bits).
 
-Without `--text FILE` the corpus is one that is on every machine: a million characters of the
-sources of Python's standard library, its modules in alphabetic order. (They differ from one version
-of Python to another, and the figures with them.) Eight tenths are trained on, many streams at once:
-the state is carried through a stream, and the gradient cut after each window (truncated
-back-propagation through time). A tenth validates.
+Without `--text FILE` the corpus is one found on every machine: a million characters of the sources
+of Python's standard library, its modules in alphabetical order. (They differ from one version of
+Python to another, and so do the results.) Eight tenths are trained on, many streams at once: the
+state is carried through a stream, and the gradient is cut after each window (truncated
+back-propagation through time). A tenth is for validation.
 """
 
 from __future__ import annotations
 
 import functools
-import itertools
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,45 +27,31 @@ import numpy as np
 import optax
 from jax import lax
 from jax.sharding import Mesh
-from matplotlib.axes import Axes
 from pydantic import Field
 
 from experiments.data.characters import Text, encode, measure_counts, read_library
 from experiments.data.files import read_text
-from experiments.shared.figures import GREY, SERIES, saved_figure, say
-from experiments.shared.output import Data, Finding, InputError, Result, Tick, within
-from experiments.shared.training import (
-    Fraction,
-    Positive,
-    PositiveFloat,
-    Task,
-    TrainConfig,
-    describe_seeds,
-    record,
-    start_networks,
-    train,
-    warm_up_and_cool_down,
-)
+from experiments.shared.findings import Data, Finding, Result, describe_seeds
+from experiments.shared.options import Fraction, InputError, Positive, PositiveFloat, TrainConfig
+from experiments.shared.output import Tick, within
+from experiments.shared.training import Task, record, start_networks, train, warm_up_and_cool_down
 from jaxrnn import (
     Array,
     Key,
     Layer,
     Params,
     TrainState,
-    dense,
-    dropout,
+    deep_rnn,
     embedding,
     make_truncated_train_step,
     stack,
-    vanilla_rnn,
 )
-from jaxrnn.files import write_atomically
 from jaxrnn.sharding import make_sharded_truncated_train_step
 from jaxrnn.training import TrainStep
 
-_MARK = 1.60  # nats a character
+_TARGET = 1.60  # nats per character
 _TEST_STREAMS = 16
-_SHOWN = (80, 8)  # characters of the held-out text in the figure, columns and lines
+PAGE = (80, 8)  # columns and lines of the held-out text in the figure
 
 
 @dataclass(frozen=True)
@@ -80,33 +65,33 @@ class Config(TrainConfig):
     hidden_size: Positive = 512
     """Hidden units of each layer."""
     embedding_size: Positive = 64
-    """Size of a character's vector."""
+    """Size of a character's embedding."""
     dropout: Fraction = 0.2
-    """Rate of the dropout behind each vanilla layer."""
+    """Dropout rate after each vanilla layer."""
     streams: Positive = 64
-    """Streams that the text to train on is cut into, read side by side."""
+    """Streams that the training text is cut into, read side by side."""
     window: Positive = 100
-    """Characters of truncated back-propagation, each window one update."""
+    """Characters per window of truncated back-propagation; each window is one update."""
     learning_rate: PositiveFloat = 0.002
-    """Adam's highest learning rate; it warms up and then falls along a cosine."""
+    """Adam's peak learning rate; it warms up and then falls along a cosine."""
     steps: Positive = 10
-    """Passes over the text at most; validation may stop a network before."""
+    """Maximum number of passes over the text; validation may stop a network earlier."""
     eval_every: Positive = 1
     """Passes from one validation to the next."""
     patience: Positive = 3
-    """Validations without a new best after which a network has stopped."""
+    """Validations without a new best after which a network stops."""
     prompt: str | None = None
-    """What samples go on from; without it the end of the text to validate on."""
+    """The beginning that samples continue; by default the end of the validation text."""
     temperature: PositiveFloat = 0.7
-    """Of the samples: logits are divided by it."""
+    """Sampling temperature: logits are divided by it."""
     sample_size: Positive = 600
-    """Characters of a sample."""
+    """Characters per sample."""
     samples: Positive = 3
-    """Samples to draw."""
+    """Number of samples."""
 
 
 def run(config: Config, progress: Tick) -> Result:
-    """Train, measure the last tenth, and write samples."""
+    """Train, test on the last tenth, and draw samples."""
     text, splits = _read(config)
     prompt = _encode_prompt(config, text, splits)
     network = _network(config, text)
@@ -135,7 +120,7 @@ def run(config: Config, progress: Tick) -> Result:
 
 
 def _read(config: Config) -> tuple[Text, tuple[int, int]]:
-    """The text, and where the parts to fit and to validate on end."""
+    """The text, and where its training and validation parts end."""
     if config.text is None:
         name, text = "Python's standard library", read_library()
     else:
@@ -177,17 +162,16 @@ def _cut(codes: np.ndarray, streams: int) -> tuple[Array, Array]:
 
 
 def _network(config: Config, text: Text) -> Layer:
-    sizes = [config.embedding_size] + [config.hidden_size] * config.layers
-    layers = [embedding(len(text.alphabet), config.embedding_size)]
-    for before, after in itertools.pairwise(sizes):
-        layers += [vanilla_rnn(before, after), dropout(after, config.dropout)]
-    return stack(*layers, dense(config.hidden_size, len(text.alphabet)))
+    alphabet, size = len(text.alphabet), config.embedding_size
+    hidden = [config.hidden_size] * config.layers
+    network = deep_rnn((size, *hidden, alphabet), dropout_rate=config.dropout)
+    return stack(embedding(alphabet, size), network)
 
 
 def _make_task(
     config: Config, text: Text, splits: tuple[int, int], network: Layer
 ) -> tuple[Task, TrainState]:
-    """A training step is one pass over the text to fit, an update a window."""
+    """A training step is one pass over the training text, with one update per window."""
     inputs, targets = _cut(text.codes[: splits[0]], config.streams)
     validation = _cut(text.codes[splits[0] : splits[1]], _TEST_STREAMS)
     begins = jnp.arange(len(inputs)) == 0
@@ -226,7 +210,7 @@ def _mean_nats(logits: Array, targets: Array) -> Array:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _test(network: Layer, params: Params, inputs: Array, targets: Array) -> Array:
-    """Nats a character [S]."""
+    """Nats per character [S]."""
 
     def one(params: Params) -> Array:
         return _mean_nats(network.unroll(params, None, inputs)[1], targets)
@@ -235,7 +219,7 @@ def _test(network: Layer, params: Params, inputs: Array, targets: Array) -> Arra
 
 
 def _sample(config: Config, network: Layer, params: Params, prompt: np.ndarray, key: Key) -> Any:
-    """Characters [samples, sample_size] that go on from the prompt."""
+    """Characters [samples, sample_size] that continue the prompt."""
 
     @jax.jit
     def draw(params: Params, key: Key) -> Array:
@@ -255,14 +239,14 @@ def _sample(config: Config, network: Layer, params: Params, prompt: np.ndarray, 
 
 def _read_held_out(text: Text, network: Layer, params: Params, start: int) -> Data:
     """The beginning of the held-out text, and the nats of each of its characters."""
-    codes = text.codes[start : start + 1 + _SHOWN[0] * _SHOWN[1]]
+    codes = text.codes[start : start + 1 + PAGE[0] * PAGE[1]]
     logits = network.unroll(params, None, jnp.asarray(codes[:-1]))[1]
     nats = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.asarray(codes[1:]))
     return {"text": _decode(text, codes[1:]), "nats": np.asarray(nats)}
 
 
 def _count_words(samples: list[str], text: str) -> Data:
-    """How many words of three letters or more the samples have, and how many of them the text."""
+    """How many words of three letters or more are sampled, and how many of them the text has."""
     known = set(_find_words(text))
     words = [word for sample in samples for word in _find_words(sample)]
     return {"sampled": len(words), "known": sum(word in known for word in words)}
@@ -272,7 +256,7 @@ def _find_words(text: str) -> list[str]:
     return re.findall(r"[^\W\d_]{3,}", text.lower())
 
 
-# The table and the figure
+# The table
 
 
 def _judge(data: Data) -> list[Finding]:
@@ -283,22 +267,23 @@ def _judge(data: Data) -> list[Finding]:
         Finding(
             "counts",
             f"The network predicts {data['text']['name']} better than counts of contexts.",
-            "its nats a character on the last tenth are fewer than those of contexts of two",
+            "its nats per character on the last tenth are fewer than those of counts of "
+            "two-character contexts",
             f"{describe_seeds(np.asarray(nats) / np.log(2))} bits; {simple}",
             mean < counts["order 2"],
         ),
         Finding(
-            "mark",
-            f"It needs less than {_MARK:.2f} nats a character.",
-            "so on the last tenth (the mark is meant for a million characters of English)",
+            "target",
+            f"It needs less than {_TARGET:.2f} nats per character.",
+            "so on the last tenth (the target is meant for a million characters of English)",
             f"{describe_seeds(nats)} nats; on validation "
             f"{describe_seeds(data['network']['validation'])}",
-            mean < _MARK,
+            mean < _TARGET,
         ),
         Finding(
             "words",
             "What it writes consists of words.",
-            "of its words of three letters and more, the text trained on has 80 %",
+            "80 % of its words of three letters or more occur in the training text",
             f"{words['known']} of {words['sampled']}",
             words["known"] >= 0.8 * words["sampled"] > 0,
         ),
@@ -307,46 +292,3 @@ def _judge(data: Data) -> list[Finding]:
 
 def _show_sample(data: Data) -> str:
     return f"A sample, from the prompt {data['prompt']!r}:\n\n{data['samples'][0]}"
-
-
-def plot(data: Data, folder: Path) -> None:
-    """Draw the training and a page of the held-out text; write the samples."""
-    rule = "\n\n" + "-" * 80 + "\n\n"
-    samples = rule.join(data["prompt"] + sample for sample in data["samples"])
-    write_atomically(folder / "samples.txt", (samples + "\n").encode())
-    with saved_figure(folder / "text.png", (8.0, 6.5)) as figure:
-        top, bottom = figure.subplots(2, 1, height_ratios=(3, 2))
-        curves = data["network"]["curves"]
-        for name, colour in (("train", SERIES[0]), ("validation", SERIES[1])):
-            bits = np.asarray(curves[name]) / np.log(2)
-            top.plot(curves["steps"], bits[:, 0], color=colour, marker="o", ms=3, label=name)
-            top.plot(curves["steps"], bits[:, 1:], color=colour, marker="o", ms=3)
-        for (name, nats), style in zip(data["counts"].items(), (":", "-.", "--"), strict=True):
-            top.axhline(nats / np.log(2), color=GREY, ls=style, lw=1, label=f"{name} (test)")
-        top.set(xlabel="passes over the text", ylabel="bits a character")
-        top.legend(ncols=2, loc="upper right", frameon=True, edgecolor="none", framealpha=1.0)
-        _draw_page(bottom, data["held_out"])
-        bits = np.mean(data["network"]["test"]) / np.log(2)
-        say(
-            figure,
-            f"{data['text']['name']}: {bits:.2f} bits a character",
-            "below, held-out text: the redder a character, the less it was expected",
-        )
-
-
-def _draw_page(axes: Axes, held_out: Data) -> None:
-    columns, rows = _SHOWN
-    nats = np.full(columns * rows, np.nan)
-    nats[: len(held_out["nats"])] = held_out["nats"]
-    axes.imshow(nats.reshape(rows, columns), cmap="Reds", vmin=0, vmax=8, aspect="auto")
-    for place, character in enumerate(held_out["text"]):
-        shown = {"\n": "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}", "$": r"\$"}.get(
-            character, character
-        )
-        colour = "white" if nats[place] > 5 else "black"
-        axes.text(
-            place % columns, place // columns, shown, color=colour, fontsize=8, ha="center",
-            va="center", family="monospace",
-        )  # fmt: skip
-    axes.set(xticks=[], yticks=[])
-    axes.grid(visible=False)

@@ -1,9 +1,9 @@
 """The tour: every sentence of a lecture on vanilla recurrent networks, measured.
 
-The modules of `experiments.tour` say what each claim is and what would refute it:
+The modules of `experiments.tour` state each claim and what would refute it:
 
 1. The step is h_t = tanh(w h_{t-1} + u x_t (+ b)).
-2. Unrolled, it is a feed-forward network of one layer a time step with shared weights.
+2. Unrolled, it is a feed-forward network with one layer per time step and shared weights.
 3. The exponentially weighted moving average is this step with the identity as activation.
 4. The weights do not depend on time: what is learned on short sequences holds on long ones.
 5. Shallow and deep networks forecast a real series, yearly sunspot numbers.
@@ -11,15 +11,16 @@ The modules of `experiments.tour` say what each claim is and what would refute i
 7. The memory is short-term, because the gradient vanishes.
 
 The verdicts are computed from the measurements. Claims 1, 2, 3 (the average itself), 4 and 6 (the
-equality) must hold: where one is refuted the exit code is 1. The others report what comes out.
+equality) must hold: if one is refuted, the exit code is 1. The others are reported either way.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from experiments.shared.output import Data, Finding, Result, RunConfig, Tick, within
+from experiments.shared.findings import Data, Finding, Result
+from experiments.shared.options import RunConfig
+from experiments.shared.output import Tick, within
 from experiments.tour import averages, definition, mapping, retention, sunspots
 
 
@@ -40,13 +41,13 @@ class Config(RunConfig):
 
 
 def run(config: Config, progress: Tick) -> Result:
-    """Measure every claim; the data have one entry a module of `experiments.tour`."""
+    """Measure every claim; the data have one entry per module of `experiments.tour`."""
 
     def part(start: float, stop: float, claims: str) -> Tick:
         return within(progress, start, stop, claims)
 
     seed = config.seed
-    # The parts of the progress bar are shares of the time that each takes.
+    # Each claim has the part of the progress bar that matches its share of the time.
     data: Data = {
         "definition": definition.measure(config.definition, seed, part(0, 0.05, "claims 1 and 2")),
         "averages": averages.measure(config.averages, seed, part(0.05, 0.12, "claims 3 and 4")),
@@ -65,10 +66,3 @@ def _judge(data: Data) -> list[Finding]:
         *mapping.judge(data["mapping"]),
         *retention.judge(data["memory"]),
     ]
-
-
-def plot(data: Data, folder: Path) -> None:
-    """Draw the figures of the tour."""
-    averages.plot(data["averages"], folder)
-    sunspots.plot(data["sunspots"], folder)
-    retention.plot(data["memory"], folder)

@@ -3,12 +3,12 @@
 Claim 3: with the identity as activation, ``w = alpha``, ``u = 1 - alpha`` and no bias, the step is
 the exponentially weighted moving average ``v_t = alpha v_{t-1} + (1 - alpha) x_t``. Refuted by a
 difference beyond rounding from that average written in NumPy. The two weights, learned from data,
-are those two numbers: refuted where they are off by more than 0.001. With tanh they can only come
-near: refuted where the error left over is as small as the identity's.
+are those two numbers: refuted if they are off by more than 0.001. With tanh they can only
+approximate the average: refuted if the remaining error is as small as the identity's.
 
-Claim 4: the weights do not depend on time. Refuted where two weights learned on short sequences
-lose the average on sequences a hundred times as long: where the error grows with time once the
-average, which starts at zero, has filled up.
+Claim 4: the weights do not depend on time. Refuted if two weights learned on short sequences lose
+the average on sequences a hundred times as long: if the error grows with time once the average,
+which starts at zero, has reached the level of the series.
 """
 
 from __future__ import annotations
@@ -16,25 +16,15 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.shared.figures import (
-    BLUE,
-    GREY,
-    SERIES,
-    SKY,
-    VERMILION,
-    mark_steps,
-    saved_figure,
-    say,
-)
-from experiments.shared.networks import init_networks
-from experiments.shared.output import Data, Finding, Tick
+from experiments.shared.findings import Data, Finding
+from experiments.shared.output import Tick
 from jaxrnn import (
     Activation,
     Array,
@@ -52,7 +42,7 @@ _ACTIVATIONS: dict[str, Activation] = {"identity": jax.nn.identity, "tanh": jnp.
 _WEIGHT_TOLERANCE = 1e-3
 _ERROR_TOLERANCE = 1e-5
 _FLAT_RATIO = 1.25
-_SPAN = 100  # steps over which errors are averaged; five memories of the longest average
+SPAN = 100  # steps over which errors are averaged; five time constants of the longest average
 
 
 @dataclass(frozen=True)
@@ -64,17 +54,17 @@ class Config:
     seeds: int = 5
     """Networks trained for each alpha and activation."""
     train_length: int = 20
-    """Steps of a sequence in training."""
+    """Time steps of a training sequence."""
     test_length: int = 2000
-    """Steps of a sequence in the test."""
+    """Time steps of a test sequence."""
     test_sequences: int = 128
-    """Sequences in the test."""
+    """Test sequences."""
     train_steps: int = 1500
-    """Steps of the optimizer."""
+    """Training steps."""
     batch_size: int = 64
-    """Sequences a step."""
+    """Sequences per training step."""
     learning_rate: float = 0.03
-    """Adam's learning rate at the start; a cosine takes it to 0."""
+    """Adam's initial learning rate; it falls to 0 along a cosine."""
     noise: float = 0.5
     """Standard deviation of the noise on the series, a slow sine of amplitude 1."""
 
@@ -84,7 +74,7 @@ def measure(config: Config, seed: int, tick: Tick) -> Data:
     key_exact, key_train, key_test = jax.random.split(jax.random.key(seed), 3)
     tick(0.0, "the average itself")
     with jax.enable_x64(True):
-        exact = _exact(config, key_exact)
+        exact = _measure_exactness(config, key_exact)
     xs = _draw_series(key_test, config, config.test_length, config.test_sequences)
     targets = np.stack([_average(np.asarray(xs), alpha) for alpha in config.alphas])
     networks = {}
@@ -121,7 +111,7 @@ def judge(data: Data) -> list[Finding]:
         )
         for name, net in networks.items()
     }
-    identity, tanh = (_relative_error(data, name, -_SPAN, None) for name in _ACTIVATIONS)
+    identity, tanh = (measure_settled_error(data, name) for name in _ACTIVATIONS)
     average = "The exponentially weighted moving average"
     return [
         Finding(
@@ -145,8 +135,9 @@ def judge(data: Data) -> list[Finding]:
             "3 tanh",
             "With tanh the average is only approximated.",
             f"the error is above {_ERROR_TOLERANCE} of the average's RMS for every alpha",
-            f"RMS error {_percent(tanh)} of the average's RMS (alpha {_spread(data['alphas'])}); "
-            f"w off by up to {off['tanh'][0]:.2f}, u by {off['tanh'][1]:.2f}",
+            f"RMS error {_describe_percents(tanh)} of the average's RMS "
+            f"(alpha {_describe_range(data['alphas'])}); w off by up to {off['tanh'][0]:.2f}, "
+            f"u by {off['tanh'][1]:.2f}",
             bool(np.min(tanh) > _ERROR_TOLERANCE),
         ),
         _judge_time(data, identity),
@@ -156,132 +147,59 @@ def judge(data: Data) -> list[Finding]:
 def _judge_time(data: Data, identity: np.ndarray) -> Finding:
     """The finding of claim 4."""
     seen = data["train_length"]
-    networks = [np.asarray(net["rms_error"]) for net in data["networks"].values()]
-    settled = [_mean_ratio(errors, _SPAN, 2 * _SPAN) for errors in networks]
-    early = [_mean_ratio(errors, 0, data["train_length"]) for errors in networks]
-    length = len(networks[0][0])
+    errors = [network["rms_error"] for network in data["networks"].values()]
+    settled = [divide_errors(each, SPAN, 2 * SPAN) for each in errors]
+    early = [divide_errors(each, 0, seen) for each in errors]
+    length = len(errors[0][0])
     return Finding(
         "4",
         f"The weights do not depend on time: learned on {seen} steps, they hold on {length:,}.",
-        f"the error of the last {_SPAN} steps is at most {_FLAT_RATIO} times that of steps "
-        f"{_SPAN + 1} to {2 * _SPAN}, and the identity's at most {_ERROR_TOLERANCE} of the average",
+        f"the error of the last {SPAN} steps is at most {_FLAT_RATIO} times that of steps "
+        f"{SPAN + 1} to {2 * SPAN}, and the identity's at most {_ERROR_TOLERANCE} of the average",
         f"ratio at most {max(map(np.max, settled)):.2f}; identity's error {np.max(identity):.0e} "
         f"of the average. Ratio to steps 1 to {seen}, while the average fills up from zero: "
-        f"identity {_spread(early[0])}, tanh {_spread(early[1])}",
+        f"identity {_describe_range(early[0])}, tanh {_describe_range(early[1])}",
         max(map(np.max, settled)) <= _FLAT_RATIO and bool(np.max(identity) <= _ERROR_TOLERANCE),
         required=True,
     )
 
 
-def _mean_ratio(errors: np.ndarray, start: int, stop: int) -> np.ndarray:
-    """The error [alphas, T] in the last steps over that in some steps."""
-    return errors[:, -_SPAN:].mean(axis=1) / errors[:, start:stop].mean(axis=1)
+def divide_errors(errors: Any, start: int, stop: int) -> np.ndarray:
+    """The mean error [alphas] of the last `SPAN` steps over that of the steps `start` to `stop`.
+
+    errors: [alphas, T].
+    """
+    errors = np.asarray(errors)
+    return errors[:, -SPAN:].mean(axis=1) / errors[:, start:stop].mean(axis=1)
 
 
-def _relative_error(data: Data, name: str, start: int, stop: int | None) -> np.ndarray:
-    """The RMS error of some steps over the RMS of the average itself, [alphas]."""
+def measure_settled_error(data: Data, name: str) -> np.ndarray:
+    """The RMS error [alphas] of the last `SPAN` steps over the RMS of the average itself."""
     errors, averages = (
-        np.asarray(values)[:, start:stop]
+        np.asarray(values)[:, -SPAN:]
         for values in (data["networks"][name]["rms_error"], data["rms_average"])
     )
     return np.sqrt(np.mean(errors**2, axis=1) / np.mean(averages**2, axis=1))
 
 
-def _spread(values: Sequence[float] | np.ndarray) -> str:
+def _describe_range(values: Sequence[float] | np.ndarray) -> str:
     low, high = f"{np.min(values):.2g}", f"{np.max(values):.2g}"
     return low if low == high else f"{low} to {high}"
 
 
-def _percent(values: np.ndarray) -> str:
+def _describe_percents(values: np.ndarray) -> str:
     return f"{100 * np.min(values):.0f} to {100 * np.max(values):.0f} %"
 
 
-def plot(data: Data, folder: Path) -> None:
-    """Draw averages.png and lengths.png."""
-    _plot_average(data, folder / "averages.png")
-    _plot_lengths(data, folder / "lengths.png")
-
-
-def _plot_average(data: Data, path: Path) -> None:
-    """The three curves of one alpha, and all learned weights."""
-    alphas = np.asarray(data["alphas"])
-    shown = int(np.argmin(np.abs(alphas - 0.9)))
-    networks, steps = data["networks"], np.arange(1, 201)
-    part = slice(0, len(steps))
-    identity_error, tanh_error = (
-        _relative_error(data, name, -_SPAN, None)[shown] for name in _ACTIVATIONS
-    )
-    with saved_figure(path) as figure:
-        left, right = figure.subplots(1, 2, width_ratios=(2.2, 1))
-        left.plot(steps, np.asarray(data["example"]["xs"])[part], color=GREY, alpha=0.4, lw=0.8)
-        average = np.asarray(data["example"]["average"])[shown][part]
-        left.plot(steps, average, color=SKY, lw=5, label=f"average, alpha = {alphas[shown]:g}")
-        for name, colour in (("identity", BLUE), ("tanh", VERMILION)):
-            curve = np.asarray(networks[name]["example"])[shown][part]
-            left.plot(steps, curve, color=colour, lw=1.5, label=f"learned, {name}")
-        left.set(xlabel="time step", ylabel="value (series in grey)")
-        left.legend(loc="lower center", ncols=3, bbox_to_anchor=(0.5, 1.0), columnspacing=1.2)
-        right.plot([0, 1], [0, 1], color=GREY, lw=1, ls="--")
-        for name, colour, marker in (("identity", BLUE, "o"), ("tanh", VERMILION, "^")):
-            w, u = np.asarray(networks[name]["w"]), np.asarray(networks[name]["u"])
-            style = {"color": colour, "marker": marker, "ls": "none", "ms": 6}
-            right.plot(np.repeat(alphas, w.shape[1]), w.ravel(), **style, label=f"w, {name}")
-            right.plot(
-                np.repeat(1 - alphas, u.shape[1]),
-                u.ravel(),
-                **style,
-                mfc="none",
-                label=f"u, {name}",
-            )
-        right.set(xlabel="alpha (w), 1 - alpha (u)", ylabel="learned weight")
-        right.legend(loc="upper left", handletextpad=0.2)
-        say(
-            figure,
-            f"Without its tanh the step learns the moving average (to {identity_error:.0e});\n"
-            f"with tanh it stays {100 * tanh_error:.0f} % off",
-            f"w and u learned on sequences of {data['train_length']} steps, {w.shape[1]} seeds an "
-            "alpha; % = RMS error over the RMS of the average",
-        )
-
-
-def _plot_lengths(data: Data, path: Path) -> None:
-    """The error at every step of the long sequences."""
-    train_length = data["train_length"]
-    ratios = [
-        _mean_ratio(np.asarray(net["rms_error"]), _SPAN, 2 * _SPAN)
-        for net in data["networks"].values()
-    ]
-    with saved_figure(path) as figure:
-        axes = figure.subplots()
-        axes.axvspan(1, train_length, color=GREY, alpha=0.15, lw=0)
-        axes.text(1.1, 2e-5, f"steps seen in training (1 to {train_length})", fontsize=9)
-        for name, style in (("tanh", "-"), ("identity", "--")):
-            errors = np.asarray(data["networks"][name]["rms_error"])
-            for alpha, colour, row in zip(data["alphas"], SERIES, errors, strict=False):
-                steps = np.arange(1, len(row) + 1)
-                label = f"{name}, alpha = {alpha:g}"
-                axes.plot(steps, row, ls=style, color=colour, lw=1.3, label=label)
-        mark_steps(axes, [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000])
-        axes.set(yscale="log", xlabel="time step", ylabel="RMS error of the average")
-        axes.legend(loc="center right", bbox_to_anchor=(1, 0.5), ncols=2)
-        say(
-            figure,
-            f"Weights learned on {train_length} steps hold on {len(row):,}:\n"
-            f"after step {_SPAN} the error grows at most {np.max(ratios):.2f}-fold",
-            f"the last {_SPAN} steps against steps {_SPAN + 1} to {2 * _SPAN}; before, the average "
-            "fills up from zero",
-        )
-
-
-def _exact(config: Config, key: Key) -> Data:
-    """The network with the two weights set, against two NumPy forms of the average."""
+def _measure_exactness(config: Config, key: Key) -> Data:
+    """The step with the two weights set, compared with the average in two NumPy forms."""
     xs = _draw_series(key, config, config.test_length, 1)
     difference = 0.0
     for alpha in config.alphas:
         params = RNNParams(jnp.full((1, 1), 1 - alpha), jnp.full((1, 1), alpha))
         _, states = unroll(params, None, xs, activation=jax.nn.identity)
         series = np.asarray(xs)
-        # The same average as a weighted sum, normalised as pandas' ewm(adjust=True) has it.
+        # The same average as a weighted sum, normalised as by pandas' ewm(adjust=True).
         ages = np.arange(config.test_length)
         weights = alpha ** ages.astype(np.float64)
         sums = np.convolve(series[:, 0, 0], weights)[: len(ages)]
@@ -292,7 +210,7 @@ def _exact(config: Config, key: Key) -> Data:
             float(np.max(np.abs(np.asarray(states) - _average(series, alpha)))),
             float(np.max(np.abs(corrected - adjusted))),
         )
-    # The average forgets, so that errors add up over 1 / (1 - alpha) steps.
+    # The average forgets: rounding errors add up over 1 / (1 - alpha) steps only.
     memory = 1 / (1 - max(config.alphas))
     return {"difference": difference, "tolerance": memory * float(jnp.finfo(jnp.float64).eps)}
 
@@ -308,7 +226,7 @@ def _average(series: np.ndarray, alpha: float) -> np.ndarray:
 
 
 def _draw_series(key: Key, config: Config, num_steps: int, batch_size: int) -> Array:
-    """Slow sines of random period and phase, with noise: [T, B, 1]."""
+    """Slow sines of random period and phase, plus noise: [T, B, 1]."""
     key_period, key_phase, key_noise = jax.random.split(key, 3)
     periods = jax.random.uniform(key_period, (batch_size, 1), minval=40, maxval=200)
     phases = jax.random.uniform(key_phase, (batch_size, 1), maxval=2 * jnp.pi)
@@ -343,13 +261,14 @@ def _learn(config: Config, activation: Activation, key: Key) -> RNNParams:
         return state.params
 
     keys = jax.random.split(key, (2, config.seeds))
+    params = jax.jit(jax.vmap(layer.init))(keys[0])
     over_seeds = jax.vmap(train, in_axes=(None, 0, 0))
     over_alphas = jax.jit(jax.vmap(over_seeds, in_axes=(0, None, None)))
-    return over_alphas(jnp.asarray(config.alphas), init_networks(layer, keys[0]), keys[1])
+    return over_alphas(jnp.asarray(config.alphas), params, keys[1])
 
 
 def _outputs(weights: RNNParams, xs: Array, activation: Activation) -> np.ndarray:
-    """The outputs of every network on the same sequences: [alphas, seeds, T, B] and features."""
+    """The outputs [alphas, seeds, T, B, 1] of every network on the same sequences."""
     run = functools.partial(unroll, h0=None, xs=xs, activation=activation)
     states = jax.jit(jax.vmap(jax.vmap(lambda params: run(params)[1])))(weights)
     return np.asarray(states, np.float64)

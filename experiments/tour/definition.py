@@ -1,12 +1,12 @@
 """The step is the formula, and unrolling it is a feed-forward network with shared weights.
 
-Claim 1: ``h_t = tanh(w h_{t-1} + u x_t (+ b))``, for one step and for a few in a row. Refuted by a
-value that differs from the formula, worked by ``math.tanh`` on plain Python floats, by more than
-rounding explains.
+Claim 1: ``h_t = tanh(w h_{t-1} + u x_t (+ b))``, for one step and for several in a row. Refuted by
+a value that differs by more than rounding explains from the formula, computed with ``math.tanh`` on
+plain Python floats.
 
-Claim 2: `unroll` is a feed-forward network with one layer a time step whose weights are shared.
-Refuted where its values or gradients differ, by more than rounding explains, from those of a
-network that has its own copy of the weights at every step, the gradients of the copies summed.
+Claim 2: `unroll` is a feed-forward network with one layer per time step, whose weights are shared.
+Refuted if its values or gradients differ by more than rounding explains from those of a network
+with a copy of the weights for every step, the gradients of the copies summed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.shared.output import Data, Finding, Tick
+from experiments.shared.findings import Data, Finding
+from experiments.shared.output import Tick
 from jaxrnn import RNNParams, init_rnn, step, unroll
 
 
@@ -29,9 +30,9 @@ class Config:
     """Claims 1 and 2."""
 
     draws: int = 200
-    """Univariate networks drawn for claim 1."""
+    """Random univariate networks for claim 1."""
     unrolled_steps: int = 5
-    """Steps in a row for claim 1."""
+    """Consecutive steps for claim 1."""
     num_steps: int = 12
     """T of the network of claim 2."""
     batch_size: int = 8
@@ -44,11 +45,11 @@ class Config:
 
 def measure(config: Config, seed: int, tick: Tick) -> Data:
     """Compare with the formula, and with separate copies of the weights."""
-    tick(0.0, "the formula by hand")
-    formula = _against_formula(config, np.random.default_rng(seed))
+    tick(0.0, "the formula")
+    formula = _compare_with_formula(config, np.random.default_rng(seed))
     tick(0.3, "a copy of the weights for every step")
     with jax.enable_x64(True):
-        copies = _against_copies(config, jax.random.key(seed))
+        copies = _compare_with_copies(config, jax.random.key(seed))
     return {"formula": formula, "copies": copies}
 
 
@@ -59,7 +60,7 @@ def judge(data: Data) -> list[Finding]:
         Finding(
             "1",
             "The step is h_t = tanh(w h_{t-1} + u x_t), with and without a bias.",
-            f"error <= {formula['tolerance_eps']:.0f} eps a step "
+            f"error <= {formula['tolerance_eps']:.0f} eps per step "
             "(4 roundings before the tanh, 4 in float32's tanh), univariate, float32",
             f"max error {formula['one_step_eps']:.1f} eps in one step, "
             f"{formula['unrolled_eps']:.1f} eps after {formula['steps']} steps "
@@ -70,7 +71,7 @@ def judge(data: Data) -> list[Finding]:
         ),
         Finding(
             "2",
-            "Unrolled, it is a feed-forward network of one layer a time step with shared weights.",
+            "Unrolled, it is a feed-forward network, one layer per time step, with shared weights.",
             f"values and gradients within {copies['tolerance']:.1e} = eps sqrt(T B H), float64",
             f"max relative difference {copies['values']:.1e} in values, "
             f"{copies['gradients']:.1e} in gradients",
@@ -80,8 +81,8 @@ def judge(data: Data) -> list[Finding]:
     ]
 
 
-def _against_formula(config: Config, rng: np.random.Generator) -> Data:
-    """The largest errors over drawn univariate networks, in units of float32's eps."""
+def _compare_with_formula(config: Config, rng: np.random.Generator) -> Data:
+    """The largest errors over random univariate networks, in units of float32's eps."""
     one_step, unrolled = jax.jit(step), jax.jit(unroll)
     eps = float(jnp.finfo(jnp.float32).eps)
     step_error, unrolled_error = 0.0, 0.0
@@ -91,7 +92,9 @@ def _against_formula(config: Config, rng: np.random.Generator) -> Data:
         bias = jnp.full(1, b) if draw % 2 else None
         params = RNNParams(jnp.full((1, 1), u), jnp.full((1, 1), w), bias)
         start = jnp.full(1, h0)
-        expected = _by_hand(float(w), float(u), float(b) if draw % 2 else 0.0, float(h0), xs[:, 0])
+        expected = _compute_states(
+            float(w), float(u), float(b) if draw % 2 else 0.0, float(h0), xs[:, 0]
+        )
         first = one_step(params, start, xs[0])
         _, states = unrolled(params, start, xs)
         step_error = max(step_error, abs(float(first[0]) - expected[0]))
@@ -106,8 +109,8 @@ def _against_formula(config: Config, rng: np.random.Generator) -> Data:
     }
 
 
-def _by_hand(w: float, u: float, b: float, h: float, xs: np.ndarray) -> list[float]:
-    """The states after each input, on plain Python floats."""
+def _compute_states(w: float, u: float, b: float, h: float, xs: np.ndarray) -> list[float]:
+    """The state after each input, in plain Python floats."""
     states = []
     for x in xs:
         h = math.tanh(w * h + u * float(x) + b)
@@ -115,8 +118,8 @@ def _by_hand(w: float, u: float, b: float, h: float, xs: np.ndarray) -> list[flo
     return states
 
 
-def _against_copies(config: Config, key: jax.Array) -> Data:
-    """The largest relative differences from a network with a copy of the weights a step."""
+def _compare_with_copies(config: Config, key: jax.Array) -> Data:
+    """The largest relative differences from a network with a copy of the weights per step."""
     keys = jax.random.split(key, 4)
     shape = (config.num_steps, config.batch_size)
     params = init_rnn(keys[0], config.input_size, config.hidden_size, dtype=jnp.float64)
@@ -144,13 +147,13 @@ def _against_copies(config: Config, key: jax.Array) -> Data:
     summed = jax.tree.map(lambda *parts: sum(parts), *copy_grads)
     terms = config.num_steps * config.batch_size * config.hidden_size
     return {
-        "values": _difference(values, copy_values),
-        "gradients": _difference((grads, d_xs), (summed, copy_d_xs)),
+        "values": _measure_difference(values, copy_values),
+        "gradients": _measure_difference((grads, d_xs), (summed, copy_d_xs)),
         "tolerance": float(jnp.finfo(jnp.float64).eps) * math.sqrt(terms),
     }
 
 
-def _difference(got: Any, expected: Any) -> float:
+def _measure_difference(got: Any, expected: Any) -> float:
     """The largest difference of any array, relative to that array's largest entry."""
     pairs = zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True)
     return max(float(jnp.max(jnp.abs(g - e)) / jnp.max(jnp.abs(e))) for g, e in pairs)

@@ -1,23 +1,22 @@
 """Short-term memory only: what a vanilla network keeps, and how far its gradient reaches.
 
 Claim 7: a vanilla network remembers over few steps and forgets over many, because the gradient of
-its state with respect to an earlier one vanishes with the number of steps between. The task: the
-sign of the first input, +1 or -1, after k steps of Gaussian noise. Refuted where networks trained
-for the longest k still answer well, where they fail at the shortest, or where the gradient norm
+its state with respect to an earlier one vanishes with the number of steps between them. The task:
+output the sign of the first input, +1 or -1, after k steps of Gaussian noise. Refuted if networks
+trained for the longest k still answer well, if they fail at the shortest, or if the gradient norm
 before training does not fall with k.
 
-The gradient norm is ``||d h_T / d h_{T-k}||``, the Frobenius norm over sqrt(n), n the size of the
-state of all layers: the root mean square of the singular values, 1 for a rotation. It is computed
-exactly as a product of step Jacobians, its size kept as a logarithm, so that nothing underflows.
+The gradient norm is ``||d h_T / d h_{T-k}||``, the Frobenius norm divided by sqrt(n), where n is
+the size of the state of all layers: the root mean square of the singular values, 1 for a rotation.
+It is computed exactly, as a product of step Jacobians; its logarithm is accumulated, so that
+nothing underflows.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -25,27 +24,22 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
-from matplotlib.axes import Axes
 
-from experiments.shared.figures import BLUE, GREY, VERMILION, mark_steps, saved_figure, say
-from experiments.shared.networks import count_layers, init_networks
-from experiments.shared.output import Data, Finding, Tick
+from experiments.shared.findings import Data, Finding, count_layers
+from experiments.shared.output import Tick
 from jaxrnn import (
     Array,
     Key,
     Layer,
     Params,
-    dense,
+    deep_rnn,
     fit,
     init_train_state,
     make_train_step,
-    stack,
-    vanilla_rnn,
 )
 
-_REMEMBERS, _GUESSES, _VANISHED = 0.9, 0.6, 1e-3
-_COLOURS = (BLUE, VERMILION)
-_LN10 = math.log(10)
+REMEMBERS, _GUESSES, _VANISHED = 0.9, 0.6, 1e-3
+LN10 = math.log(10)
 
 
 @dataclass(frozen=True)
@@ -63,7 +57,7 @@ class Config:
     train_steps: int = 400
     """Training steps for each lag."""
     batch_size: int = 32
-    """Sequences a step."""
+    """Sequences per training step."""
     learning_rate: float = 0.001
     """Adam's learning rate."""
     noise: float = 1.0
@@ -71,7 +65,7 @@ class Config:
     test_sequences: int = 1000
     """Fresh sequences that the accuracy is measured on."""
     gradient_sequences: int = 4
-    """Fresh sequences over which the logarithm of the gradient norm is averaged."""
+    """Fresh sequences that the logarithm of the gradient norm is averaged over."""
 
 
 def measure(config: Config, seed: int, tick: Tick) -> Data:
@@ -101,21 +95,21 @@ def judge(data: Data) -> list[Finding]:
     lags, networks = data["lags"], data["networks"]
     accuracy = {depth: np.mean(net["accuracy"], axis=1) for depth, net in networks.items()}
     before, after = (
-        {depth: np.mean(net[f"log_norm_{when}"], axis=1) / _LN10 for depth, net in networks.items()}
+        {depth: np.mean(net[f"log_norm_{when}"], axis=1) / LN10 for depth, net in networks.items()}
         for when in ("before", "after")
     )
     return [
         Finding(
             "7",
             "A vanilla network has a short-term memory only.",
-            f"mean accuracy is at least {_REMEMBERS} after {lags[0]} step and at most {_GUESSES} "
+            f"mean accuracy is at least {REMEMBERS} after {lags[0]} step and at most {_GUESSES} "
             f"after {lags[-1]}, for every depth",
             "; ".join(
-                f"{count_layers(depth)}: at least {_REMEMBERS:.0%} up to "
-                f"{_reach(lags, row)} steps, {row[-1]:.0%} after {lags[-1]}"
+                f"{count_layers(depth)}: at least {REMEMBERS:.0%} up to "
+                f"{find_reach(lags, row)} steps, {row[-1]:.0%} after {lags[-1]}"
                 for depth, row in accuracy.items()
             ),
-            all(row[0] >= _REMEMBERS and row[-1] <= _GUESSES for row in accuracy.values()),
+            all(row[0] >= REMEMBERS and row[-1] <= _GUESSES for row in accuracy.values()),
         ),
         Finding(
             "7 gradient",
@@ -136,59 +130,14 @@ def judge(data: Data) -> list[Finding]:
     ]
 
 
-def _reach(lags: Sequence[int], accuracy: np.ndarray) -> int:
+def find_reach(lags: Sequence[int], accuracy: np.ndarray) -> int:
     """The longest lag up to which every lag is remembered; 0 where none is."""
-    good = np.asarray(accuracy) >= _REMEMBERS
+    good = np.asarray(accuracy) >= REMEMBERS
     return 0 if not good[0] else int(lags[int(np.argmin(good)) - 1 if not good.all() else -1])
 
 
-def plot(data: Data, folder: Path) -> None:
-    """Draw memory.png: accuracy and gradient norm against the number of steps."""
-    lags, networks = data["lags"], data["networks"]
-    with saved_figure(folder / "memory.png", (8.0, 6.5)) as figure:
-        top, bottom = figure.subplots(2, 1, sharex=True)
-        for (depth, network), colour in zip(networks.items(), _COLOURS, strict=True):
-            accuracy = 100 * np.asarray(network["accuracy"])
-            _band(top, lags, accuracy, (0, 100), color=colour, label=count_layers(depth))
-            for when, style in (("before", "-"), ("after", "--")):
-                logs = np.asarray(network[f"log_norm_{when}"]) / _LN10
-                label = f"{count_layers(depth)}, {when} training"
-                _band(bottom, lags, logs, (-np.inf, np.inf), color=colour, ls=style, label=label)
-        top.axhline(50, color=GREY, lw=1, ls=":")
-        top.annotate("guessing", (lags[0], 50), (0, 3), textcoords="offset points", fontsize=9)
-        top.set(ylabel="correct answers (%)", ylim=(35, 104))
-        mark_steps(bottom, list(lags))
-        bottom.set(xlabel="steps of noise k after the sign", ylabel="gradient norm (power of ten)")
-        top.legend(loc="center left")
-        bottom.legend(loc="lower left")
-        means = [np.mean(net["accuracy"], axis=1) for net in networks.values()]
-        reach = [
-            f"{_reach(lags, row)} steps with {count_layers(depth)}"
-            for depth, row in zip(networks, means, strict=True)
-        ]
-        seeds = len(next(iter(networks.values()))["accuracy"][0])
-        shallow = np.mean(next(iter(networks.values()))["log_norm_before"], axis=1)[-1] / _LN10
-        say(
-            figure,
-            f"The memory lasts {' and '.join(reach)}:\n"
-            f"over {lags[-1]} steps the gradient falls to $\\mathbf{{10^{{{shallow:.0f}}}}}$",
-            f"memory: {_REMEMBERS:.0%} correct or more; mean ± std over {seeds} seeds; trained for "
-            f"each k apart: {data['budget']}",
-        )
-
-
-def _band(
-    axes: Axes, lags: Sequence[int], values: np.ndarray, limits: tuple[float, float], **style: Any
-) -> None:
-    """The mean of `values` [lags, seeds] as a line, a standard deviation around it as a band."""
-    mean, spread = values.mean(axis=1), values.std(axis=1, ddof=1)
-    low, high = np.clip(mean - spread, *limits), np.clip(mean + spread, *limits)
-    axes.fill_between(lags, low, high, color=style["color"], alpha=0.2, lw=0)
-    axes.plot(lags, mean, marker="o", ms=4, **style)
-
-
 def _group(lags: Sequence[int]) -> list[list[int]]:
-    """Lags that share one compiled program, padded to the longest: within a factor of four."""
+    """Lags within a factor of four of each other, which share one compiled program."""
     groups: list[list[int]] = []
     for lag in sorted(lags, reverse=True):
         if groups and 4 * lag >= groups[-1][0]:
@@ -200,18 +149,18 @@ def _group(lags: Sequence[int]) -> list[list[int]]:
 
 def _measure_group(config: Config, depth: int, lags: list[int], key: Key) -> Data:
     """Train and test all networks of some lags in one call: a dict of [lags, seeds]."""
-    rnn, readout = _network(config, depth)
+    network = deep_rnn((1, *[config.hidden_size] * depth, 1))
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(config.learning_rate))
     length = max(lags) + 1
 
-    def logits(params: Params, batch: _Batch) -> Array:
-        states, _ = rnn.unroll(params[0], None, batch.xs, mask=batch.mask)
-        return readout.step(params[1], (), states[-1])[1][:, 0]
+    def answer(params: Params, batch: _Batch) -> Array:
+        _, ys = network.unroll(params, None, batch.xs)
+        return ys[batch.lag, :, 0]
 
     def loss_fn(params: Params, batch: _Batch, key: Key) -> tuple[Array, Data]:
         del key
         labels = (batch.signs + 1) / 2
-        return jnp.mean(optax.sigmoid_binary_cross_entropy(logits(params, batch), labels)), {}
+        return jnp.mean(optax.sigmoid_binary_cross_entropy(answer(params, batch), labels)), {}
 
     def train(lag: Array, before: Params, key: Key) -> Data:
         key_run, key_test = jax.random.split(key)
@@ -225,65 +174,57 @@ def _measure_group(config: Config, depth: int, lags: list[int], key: Key) -> Dat
         state, _ = fit(train_step, state, make_batch, config.train_steps)
         test = _draw(config, key_test, lag, length, config.test_sequences)
         return {
-            "accuracy": jnp.mean(jnp.sign(logits(state.params, test)) == test.signs),
-            "log_norm_before": _log_gradient_norm(config, rnn, before[0], test),
-            "log_norm_after": _log_gradient_norm(config, rnn, state.params[0], test),
+            "accuracy": jnp.mean(jnp.sign(answer(state.params, test)) == test.signs),
+            "log_norm_before": _log_gradient_norm(config, network, before, test),
+            "log_norm_after": _log_gradient_norm(config, network, state.params, test),
         }
 
-    keys = jax.random.split(key, (3, config.seeds))
-    before = (init_networks(rnn, keys[0]), init_networks(readout, keys[1]))
+    keys = jax.random.split(key, (2, config.seeds))
+    before = jax.jit(jax.vmap(network.init))(keys[0])
     over_seeds = jax.vmap(train, in_axes=(None, 0, 0))
     over_lags = jax.vmap(over_seeds, in_axes=(0, None, None))
-    return jax.jit(over_lags)(jnp.asarray(lags), before, keys[2])
-
-
-def _network(config: Config, depth: int) -> tuple[Layer, Layer]:
-    """The lecture's default network, and the readout of its last state."""
-    sizes = [1] + [config.hidden_size] * depth
-    rnn = stack(*(vanilla_rnn(below, above) for below, above in itertools.pairwise(sizes)))
-    return rnn, dense(config.hidden_size, 1)
+    return jax.jit(over_lags)(jnp.asarray(lags), before, keys[1])
 
 
 class _Batch(NamedTuple):
-    """xs [T, B, 1] and mask [T, B], True up to the lag, and the first inputs, signs [B]."""
+    """xs [T, B, 1], the number of noise steps before the answer, and the signs [B]."""
 
     xs: Array
-    mask: Array
+    lag: Array
     signs: Array
 
 
 def _draw(config: Config, key: Key, lag: Array, length: int, batch_size: int) -> _Batch:
-    """Fresh sequences: a sign, `lag` steps of noise, and masked steps up to `length`."""
+    """Fresh sequences of `length` steps: a sign, then noise. Steps after the lag play no part."""
     key_signs, key_noise = jax.random.split(key)
     signs = jax.random.rademacher(key_signs, (batch_size,), jnp.float32)
     xs = config.noise * jax.random.normal(key_noise, (length, batch_size, 1))
-    mask = jnp.broadcast_to(jnp.arange(length)[:, None] <= lag, (length, batch_size))
-    return _Batch(xs.at[0, :, 0].set(signs), mask, signs)
+    return _Batch(xs.at[0, :, 0].set(signs), lag, signs)
 
 
-def _log_gradient_norm(config: Config, rnn: Layer, params: Params, batch: _Batch) -> Array:
+def _log_gradient_norm(config: Config, network: Layer, params: Params, batch: _Batch) -> Array:
     """log ||d h_T / d h_{T-k}||_F / sqrt(n), the mean over some sequences."""
     unravel: Callable[[Array], Any]
-    initial, unravel = ravel_pytree(rnn.initial_state(params))
+    initial, unravel = ravel_pytree(network.initial_state(params))
 
     def advance(h: Array, x: Array) -> Array:
-        state, _ = rnn.step(params, unravel(h), x)
+        state, _ = network.step(params, unravel(h), x)
         return ravel_pytree(state)[0]
 
-    def body(carry: Any, piece: tuple[Array, Array]) -> tuple[Any, None]:
-        h, tangents, log_norm = carry  # tangents [n, n] of norm 1
-        x, taken = piece
-        after, push = jax.linearize(lambda h: advance(h, x), h)
-        moved = jax.vmap(push)(tangents)
-        norm = jnp.maximum(jnp.linalg.norm(moved), jnp.finfo(moved.dtype).tiny)
-        moved = (after, moved / norm, log_norm + jnp.log(norm))
-        return jax.tree.map(lambda new, old: jnp.where(taken, new, old), moved, carry), None
+    def body(carry: Any, step: tuple[Array, Array]) -> tuple[Any, None]:
+        h, tangents, log_norm = carry  # tangents [n, n], of norm 1
+        x, number = step
+        h_next, push_forward = jax.linearize(lambda h: advance(h, x), h)
+        pushed = jax.vmap(push_forward)(tangents)
+        norm = jnp.maximum(jnp.linalg.norm(pushed), jnp.finfo(pushed.dtype).tiny)
+        advanced = (h_next, pushed / norm, log_norm + jnp.log(norm))
+        counts = number <= batch.lag
+        return jax.tree.map(lambda new, old: jnp.where(counts, new, old), advanced, carry), None
 
-    def one(xs: Array, mask: Array) -> Array:
+    def one(xs: Array) -> Array:
         start = jnp.eye(initial.size) / math.sqrt(initial.size)
         carry = (advance(initial, xs[0]), start, jnp.zeros(()))
-        (_, _, log_norm), _ = jax.lax.scan(body, carry, (xs[1:], mask[1:]))
+        (_, _, log_norm), _ = jax.lax.scan(body, carry, (xs[1:], jnp.arange(1, len(xs))))
         return log_norm
 
-    some = slice(0, config.gradient_sequences)
-    return jnp.mean(jax.vmap(one, in_axes=1)(batch.xs[:, some], batch.mask[:, some]))
+    return jnp.mean(jax.vmap(one, in_axes=1)(batch.xs[:, : config.gradient_sequences]))

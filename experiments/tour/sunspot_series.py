@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import statsmodels.api
 
-from experiments.shared.output import Data
+from experiments.shared.findings import Data
 
 _USUAL_ORDER = 9  # of an autoregression of this series, near its cycle of 11 years
 

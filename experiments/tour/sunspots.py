@@ -12,19 +12,15 @@ autoregressions alike.)
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from matplotlib.axes import Axes
 
-from experiments.shared.figures import BLACK, BLUE, GREY, VERMILION, saved_figure, say
-from experiments.shared.networks import count_layers, init_networks
-from experiments.shared.output import Data, Finding, Tick
+from experiments.shared.findings import Data, Finding, count_layers
+from experiments.shared.output import Tick
 from experiments.tour.sunspot_series import (
     Series,
     load_series,
@@ -37,13 +33,11 @@ from jaxrnn import (
     Key,
     Layer,
     Params,
-    dense,
+    deep_rnn,
     fit,
     init_train_state,
     initializers,
     make_train_step,
-    stack,
-    vanilla_rnn,
 )
 
 
@@ -106,8 +100,8 @@ def judge(data: Data) -> list[Finding]:
     networks, baselines = data["networks"], data["baselines"]
     rmse = {depth: np.asarray(network["rmse"]) for depth, network in networks.items()}
     means = {depth: float(values.mean()) for depth, values in rmse.items()}
-    linear, persistence = _linear(data), baselines["rmse"]["persistence"]
-    best = _best_depth(data)
+    linear, persistence = find_linear_rmse(data), baselines["rmse"]["persistence"]
+    best = find_best_depth(data)
     first, last = min(rmse, key=int), max(rmse, key=int)
     gain = means[first] - means[last]
     error = float(np.sqrt(sum(rmse[d].var(ddof=1) / rmse[d].size for d in (first, last))))
@@ -147,89 +141,21 @@ def _describe(network: Data) -> str:
     return f"{rmse.mean():.1f} ± {rmse.std(ddof=1):.1f} (ensemble {network['ensemble_rmse']:.1f})"
 
 
-def _linear(data: Data) -> dict[str, float]:
+def find_linear_rmse(data: Data) -> dict[str, float]:
     """The RMSE of the autoregressions."""
     rmse = data["baselines"]["rmse"]
     return {name: value for name, value in rmse.items() if name != "persistence"}
 
 
-def _best_depth(data: Data) -> str:
+def find_best_depth(data: Data) -> str:
     """The depth with the least validation error: the one that the test years did not choose."""
     networks = data["networks"]
     return min(networks, key=lambda depth: float(np.mean(networks[depth]["validation_rmse"])))
 
 
-def plot(data: Data, folder: Path) -> None:
-    """Draw sunspots.png: the forecasts of the last third, and every model's error."""
-    best, linear = _best_depth(data), _linear(data)
-    network = data["networks"][best]
-    rmse = np.asarray(network["rmse"])
-    winner = min(linear, key=lambda name: linear[name])
-    with saved_figure(folder / "sunspots.png", (8.0, 5.0)) as figure:
-        left, right = figure.subplots(1, 2, width_ratios=(2.6, 1))
-        years, forecasts = np.asarray(data["years"]), np.asarray(network["forecasts"])
-        left.fill_between(
-            years,
-            forecasts.min(0),
-            forecasts.max(0),
-            color=VERMILION,
-            alpha=0.3,
-            lw=0,
-            label=f"{count_layers(best)}, all {len(rmse)} seeds",
-        )
-        left.plot(
-            years, forecasts.mean(0), color=VERMILION, lw=1.4, label=f"{count_layers(best)}, mean"
-        )
-        line = np.asarray(data["baselines"]["forecasts"][winner])
-        left.plot(years, line, color=BLUE, lw=1, ls="--", label=winner)
-        left.plot(years, data["truth"], color=BLACK, marker=".", ms=4, lw=0.7, label="truth")
-        left.set(xlabel="year", ylabel="yearly sunspot number")
-        left.legend(loc="lower center", ncols=2, bbox_to_anchor=(0.5, 1.0))
-        _plot_errors(right, data)
-        say(
-            figure,
-            f"{count_layers(best)} forecast next year's sunspot number to {rmse.mean():.1f} ± "
-            f"{rmse.std(ddof=1):.1f},\n{winner} to {linear[winner]:.1f}, "
-            f"persistence to {data['baselines']['rmse']['persistence']:.1f} (RMSE)",
-            f"one-step forecasts of {years[0]:.0f} to {years[-1]:.0f}, on which no run chooses; "
-            "± is the standard deviation over seeds",
-        )
-
-
-def _plot_errors(axes: Axes, data: Data) -> None:
-    """The RMSE of every model, one row each, the lowest on top."""
-    rows: list[tuple[str, float, float, str]] = [
-        (name, value, 0.0, GREY if name == "persistence" else BLUE)
-        for name, value in data["baselines"]["rmse"].items()
-    ]
-    for depth, network in data["networks"].items():
-        rmse = np.asarray(network["rmse"])
-        name = count_layers(depth)
-        rows.append((name, float(rmse.mean()), float(rmse.std(ddof=1)), VERMILION))
-        rows.append((f"{name}, ensemble", network["ensemble_rmse"], 0.0, VERMILION))
-    rows.sort(key=lambda row: -row[1])
-    for position, (_, value, spread, colour) in enumerate(rows):
-        axes.errorbar(value, position, xerr=spread, fmt="o", color=colour, ms=5, capsize=3)
-        axes.annotate(
-            f"{value:.1f}",
-            (value, position),
-            (0, 5),
-            textcoords="offset points",
-            ha="center",
-            fontsize=9,
-        )
-    axes.set(xlabel="test RMSE (sunspots)", ylim=(-0.5, len(rows) - 0.3))
-    axes.margins(x=0.15)
-    axes.set_yticks(range(len(rows)), [row[0] for row in rows])
-
-
 def _network(config: Config, depth: int) -> Layer:
     recurrent = initializers.orthogonal(config.recurrent_gain)
-    sizes = [1] + [config.hidden_size] * depth
-    layers = [
-        vanilla_rnn(below, above, w_hh_init=recurrent) for below, above in itertools.pairwise(sizes)
-    ]
-    return stack(*layers, dense(config.hidden_size, 1))
+    return deep_rnn((1, *[config.hidden_size] * depth, 1), w_hh_init=recurrent)
 
 
 def _optimizer_until(config: Config, stop: Array) -> optax.GradientTransformation:
@@ -298,6 +224,6 @@ def _train(
 
     keys = jax.random.split(key, (2, config.seeds))
     keys = keys[:, np.arange(len(noises)) % config.seeds]  # the seeds repeat with every noise
-    train_all = jax.jit(jax.vmap(train))
-    forecasts, validation = train_all(noises, stops, init_networks(layer, keys[0]), keys[1])
+    params = jax.jit(jax.vmap(layer.init))(keys[0])
+    forecasts, validation = jax.jit(jax.vmap(train))(noises, stops, params, keys[1])
     return np.asarray(forecasts, np.float64), np.asarray(validation, np.float64)
