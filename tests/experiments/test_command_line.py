@@ -1,5 +1,6 @@
-"""The command line of the experiments, and the parts of the tour that are quick."""
+"""The command line of the experiments, what it imports, and short runs of some of them."""
 
+import ast
 import json
 import subprocess
 import sys
@@ -9,17 +10,89 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "experiments"
+FOLDERS = {path.parent.name for path in PACKAGE.glob("*/__init__.py")} - {"shared", "data"}
 
 
 def experiments(*arguments):
-    command = [sys.executable, "-m", "experiments", *arguments]
+    return python("-m", "experiments", *arguments)
+
+
+def python(*arguments):
+    command = [sys.executable, *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-def test_the_list_names_every_experiment():
+def read_names(path):
+    """The names that a module defines at its top level."""
+    names = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            names.add(node.name)
+    return names
+
+
+def test_the_list_names_every_experiment_and_what_it_is_about():
     done = experiments("--list")
     assert done.returncode == 0
-    assert done.stdout.startswith("tour")
+    listed = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
+    assert listed.keys() == FOLDERS
+    for name, about in listed.items():
+        docstring = ast.get_docstring(ast.parse((PACKAGE / name / "__init__.py").read_text()))
+        assert about == docstring.splitlines()[0]
+
+
+def test_every_experiment_is_a_folder():
+    assert {path.name for path in PACKAGE.glob("*.py")} == {"__init__.py", "__main__.py"}
+
+
+@pytest.mark.parametrize("name", sorted(FOLDERS))
+def test_an_experiment_has_options_a_measurement_and_figures(name):
+    assert {"Config", "run"} <= read_names(PACKAGE / name / "__init__.py")
+    assert "plot" in read_names(PACKAGE / name / "figures.py")
+
+
+IMPORT_ALL = """
+import importlib, sys
+for name in sys.argv[1:]:
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name not in ("mido", "music21"):  # of the extra `music`, which may be missing
+            raise
+    assert "matplotlib" not in sys.modules, f"{name} imports matplotlib"
+"""
+
+
+def test_no_measuring_module_imports_matplotlib():
+    paths = [path for path in PACKAGE.rglob("*.py") if path.stem not in ("figures", "__main__")]
+    modules = sorted(
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for path in paths
+    )
+    assert len(modules) > len(FOLDERS)
+    done = python("-c", IMPORT_ALL, *modules)
+    assert done.returncode == 0, done.stderr
+
+
+RUN_AND_LIST_IMPORTS = """
+import contextlib, io, sys
+from experiments.__main__ import main
+with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+    main(sys.argv[1:])
+print(*sys.modules)
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [(("--list",), set()), (("--help",), set()), (("sweep", "--help"), {"sweep"})],
+)
+def test_the_command_line_imports_only_the_experiment_that_it_runs(arguments, expected):
+    done = python("-c", RUN_AND_LIST_IMPORTS, *arguments)
+    assert done.returncode == 0, done.stderr
+    imported = set(done.stdout.split())
+    assert {name for name in FOLDERS if f"experiments.{name}" in imported} == expected
 
 
 @pytest.mark.parametrize("arguments", [("nothing",), ("tour", "--nothing", "1")])
@@ -38,7 +111,7 @@ def test_a_tour_cut_short_writes_its_data_and_figures_and_finds_the_exact_claims
     )
     assert "Traceback" not in done.stderr
     figures = {path.name for path in tmp_path.glob("*.png")}
-    assert {"averages.png", "memory.png", "sunspots.png"} <= figures
+    assert {"averages.png", "lengths.png", "memory.png", "sunspots.png"} <= figures
     assert json.loads((tmp_path / "config.json").read_text())["seed"] == 0
     assert json.loads((tmp_path / "metrics.json").read_text())["memory"]["lags"] == [1, 4]
     assert (tmp_path / "findings.csv").read_text().count("\n") >= 8
@@ -73,14 +146,8 @@ def write_rolls(folder):
     path = folder / "rolls.mat"
     scipy_io.savemat(path, cells)
     return (
-        "--data",
-        str(path),
-        "--hidden-size",
-        "8",
-        "--sample-frames",
-        "12",
-        "--plain-steps",
-        "6",
+        *("--data", str(path), "--hidden-size", "8"),
+        *("--sample-frames", "12", "--plain-steps", "6"),
     )
 
 
