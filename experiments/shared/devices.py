@@ -32,12 +32,12 @@ def present_devices(count: int | None) -> None:
             raise InputError(f"--devices: {error}") from None
 
 
-def place_networks(networks: int, batch_size: int | None, devices: int | None) -> Placement:
+def place_networks(networks: int, batch_size: int, devices: int | None) -> Placement:
     """Divide the networks evenly, or, if they cannot be and `devices` is given, the batch.
 
     Args:
-      batch_size: sequences of a batch; None if a batch cannot be split.
-      devices: the most to use; None is all, and never splits a batch.
+      batch_size: sequences per batch; 1 if a batch cannot be split.
+      devices: the most to use; None is all of them, and never splits a batch.
 
     Raises:
       InputError: there are fewer devices than `devices`.
@@ -47,11 +47,10 @@ def place_networks(networks: int, batch_size: int | None, devices: int | None) -
         raise InputError(f"--devices is {devices}, but there are {len(available)}")
     most = devices or len(available)
     shares = largest_divisor(networks, most)
-    if shares > 1 or devices is None or batch_size is None:
-        return Placement(data_mesh(available[:shares]), networks_split=True)
-    return Placement(
-        data_mesh(available[: largest_divisor(batch_size, most)]), networks_split=False
-    )
+    networks_split = shares > 1 or devices is None
+    if not networks_split:
+        shares = largest_divisor(batch_size, most)
+    return Placement(data_mesh(available[:shares]), networks_split)
 
 
 def largest_divisor(number: int, most: int) -> int:

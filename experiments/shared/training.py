@@ -109,8 +109,7 @@ def train(
     if folder is not None:
         write_config(folder, config)
     config = dataclasses.replace(config, steps=steps or config.steps)
-    batch_size = task.batch_size if task.shard_step else None
-    placement = place_networks(len(start.step), batch_size, config.devices)
+    placement = place_networks(len(start.step), task.batch_size, config.devices)
     mesh = placement.mesh
     if task.shard_step and not placement.networks_split and mesh.size > 1:
         task = dataclasses.replace(task, train_step=task.shard_step(mesh))

@@ -37,7 +37,7 @@ def four_devices(monkeypatch):
         (1, 6, None, 1, True),  # a batch is split only where it is asked for
         (1, 6, 4, 3, False),
         (5, 8, 3, 2, False),
-        (5, None, 4, 1, True),  # and where it can be
+        (5, 1, 4, 1, False),  # and where it can be
     ],
 )
 def test_networks_are_divided_evenly_or_else_the_batch_is(
