@@ -33,7 +33,7 @@ from experiments.gradients.network import ACTIVATIONS, FILE, Kind, build, read_n
 from experiments.shared.findings import Data, Finding, Result
 from experiments.shared.options import InputError, Positive, PositiveFloat, RunConfig, write_config
 from experiments.shared.output import Tick
-from experiments.shared.tasks import PROBLEMS, Batch, Problem
+from experiments.shared.tasks import PROBLEMS, Batch, MemoryProblem
 from jaxrnn import (
     Array,
     Initializer,
@@ -137,7 +137,7 @@ def _split(config: Config) -> Key:
 # The network
 
 
-def _draw_network(config: Config, problem: Problem) -> tuple[Kind, Params]:
+def _draw_network(config: Config, problem: MemoryProblem) -> tuple[Kind, Params]:
     kind = Kind(config.hidden_size or 64, config.layers or 1, config.activation or "tanh")
     start = _STARTS[config.start or "orthogonal"](config.gain or 1.0, kind.hidden_size)
     return kind, jax.jit(build(problem, kind, start).init)(_split(config)[0])
@@ -160,13 +160,13 @@ def _check_options(config: Config, path: Path, kind: Kind) -> None:
 # Training and measurement
 
 
-def _answers(problem: Problem, ys: Array) -> Array:
+def _answers(problem: MemoryProblem, ys: Array) -> Array:
     """Of the outputs [T, B, O] those that count: all, or the last [B, O]."""
     return ys if problem.everywhere else ys[-1]
 
 
 def _train(
-    config: Config, problem: Problem, network: Layer, params: Params, key: Key, progress: Tick
+    config: Config, problem: MemoryProblem, network: Layer, params: Params, key: Key, progress: Tick
 ) -> Params:
     def loss_fn(params: Params, batch: Batch, key: Key) -> tuple[Array, dict[str, Array]]:
         del key
@@ -205,7 +205,9 @@ def _product_steps(steps: int) -> list[int]:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _measure(problem: Problem, kind: Kind, params: Params, measured: Batch, test: Batch) -> Data:
+def _measure(
+    problem: MemoryProblem, kind: Kind, params: Params, measured: Batch, test: Batch
+) -> Data:
     """Diagnostics of each sequence of `measured` [T, B], leading axis B; the loss on `test`."""
     network, steps = build(problem, kind), len(measured.xs)
     activation = ACTIVATIONS[kind.activation]

@@ -14,7 +14,7 @@ import numpy as np
 
 from experiments.data.files import read_bytes
 from experiments.shared.options import InputError
-from experiments.shared.tasks import Problem
+from experiments.shared.tasks import MemoryProblem
 from jaxrnn import Activation, Initializer, Layer, Params, dense, stack, vanilla_rnn
 from jaxrnn.files import write_atomically
 
@@ -35,7 +35,7 @@ class Kind(NamedTuple):
     activation: str
 
 
-def build(problem: Problem, kind: Kind, start: Initializer | None = None) -> Layer:
+def build(problem: MemoryProblem, kind: Kind, start: Initializer | None = None) -> Layer:
     """The layers and the readout; `start` is the initializer of the recurrent matrices."""
     sizes = [problem.input_size] + [kind.hidden_size] * kind.layers
     options: Any = {"activation": ACTIVATIONS[kind.activation], "w_hh_init": start}
@@ -63,7 +63,7 @@ def save(path: Path, kind: Kind, params: Params) -> None:
     write_atomically(path, contents.getvalue())
 
 
-def read_network(path: Path, problem: Problem) -> tuple[Kind, Params]:
+def read_network(path: Path, problem: MemoryProblem) -> tuple[Kind, Params]:
     """The network that `save` wrote, which is to have the sizes of the problem."""
     arrays = _read_arrays(path)
     kind = _read_kind(path, arrays)

@@ -14,7 +14,7 @@ from jax.flatten_util import ravel_pytree
 
 from experiments.memory.recipes import Recipe
 from experiments.shared.findings import Data
-from experiments.shared.tasks import Batch, Problem
+from experiments.shared.tasks import Batch, MemoryProblem
 from jaxrnn import Array, Key, Params, TrainState, diagnostics, fit, init_train_state
 from jaxrnn import make_train_step as make_step
 
@@ -50,7 +50,7 @@ class _Climb(NamedTuple):
 
 
 def climb(
-    problem: Problem,
+    problem: MemoryProblem,
     recipe: Recipe,
     lengths: tuple[int, ...],
     effort: Effort,
@@ -85,7 +85,7 @@ def climb(
 
 
 @functools.partial(_quick_to_compile, static_argnums=(0, 1))
-def _start(problem: Problem, recipe: Recipe, keys: Key) -> TrainState:
+def _start(problem: MemoryProblem, recipe: Recipe, keys: Key) -> TrainState:
     recurrent, readout = recipe.build(problem.input_size, problem.output_size)
 
     def one(key: Key) -> TrainState:
@@ -97,7 +97,7 @@ def _start(problem: Problem, recipe: Recipe, keys: Key) -> TrainState:
 
 
 def _train(
-    problem: Problem,
+    problem: MemoryProblem,
     recipe: Recipe,
     length: int,
     effort: Effort,
@@ -130,7 +130,9 @@ def _train(
     return run.state._replace(params=params, opt_state=opt_state), steps, all_skipped
 
 
-def _has_margin(problem: Problem, length: int, losses: np.ndarray, right: np.ndarray) -> np.ndarray:
+def _has_margin(
+    problem: MemoryProblem, length: int, losses: np.ndarray, right: np.ndarray
+) -> np.ndarray:
     """Whether each network solves the problem, with a loss far below that of knowing nothing."""
     margin = problem.margin * problem.blind_loss(length)
     return np.array(
@@ -164,7 +166,7 @@ def _choose(marks: np.ndarray, yes: Any, no: Any) -> Any:
 
 @functools.partial(_quick_to_compile, static_argnums=(0, 1, 2, 3))
 def _advance(
-    problem: Problem,
+    problem: MemoryProblem,
     recipe: Recipe,
     length: int,
     batch_size: int,
@@ -191,7 +193,7 @@ def _advance(
 
 
 def evaluate(
-    problem: Problem, recipe: Recipe, length: int, sequences: int, params: Params, keys: Key
+    problem: MemoryProblem, recipe: Recipe, length: int, sequences: int, params: Params, keys: Key
 ) -> tuple[np.ndarray, np.ndarray]:
     """The loss and the fraction right, each [S], on sequences of a length drawn from `keys` [S];
     their number is rounded up to whole parts."""
@@ -199,7 +201,7 @@ def evaluate(
     return np.asarray(loss), np.asarray(right)
 
 
-def _answer(problem: Problem, recipe: Recipe, params: Params, batch: Batch) -> Array:
+def _answer(problem: MemoryProblem, recipe: Recipe, params: Params, batch: Batch) -> Array:
     """The outputs that count: those of the last steps [B, O], or all [T, B, O]."""
     recurrent, readout = recipe.build(batch.xs.shape[-1], problem.output_size)
     hs = recurrent.unroll(params[0], None, batch.xs)[1]
@@ -208,7 +210,9 @@ def _answer(problem: Problem, recipe: Recipe, params: Params, batch: Batch) -> A
     return readout.step(params[1], None, hs[batch.last, jnp.arange(hs.shape[1])])[1]
 
 
-def _objective(problem: Problem, recipe: Recipe, params: Params, batch: Batch, key: Key) -> Array:
+def _objective(
+    problem: MemoryProblem, recipe: Recipe, params: Params, batch: Batch, key: Key
+) -> Array:
     """What is minimised: the loss, with the noise and the regulariser that the recipe has."""
     if recipe.noise:
         params, batch = _add_noise(recipe.noise, params, batch, key)
@@ -231,7 +235,7 @@ def _add_noise(noise: float, params: Params, batch: Batch, key: Key) -> tuple[Pa
     return ((layer._replace(w_ih=w_ih),), readout), batch._replace(xs=xs)
 
 
-def _unsteadiness(problem: Problem, recipe: Recipe, params: Params, batch: Batch) -> Array:
+def _unsteadiness(problem: MemoryProblem, recipe: Recipe, params: Params, batch: Batch) -> Array:
     """How far each step is from keeping the norm of the gradient that it passes back, squared and
     summed. A step that no gradient reaches, or passes, does not count.
 
@@ -270,7 +274,7 @@ def _unsteadiness(problem: Problem, recipe: Recipe, params: Params, batch: Batch
 
 @functools.partial(_quick_to_compile, static_argnums=(0, 1, 2, 3))
 def _evaluate(
-    problem: Problem, recipe: Recipe, length: int, sequences: int, params: Params, keys: Key
+    problem: MemoryProblem, recipe: Recipe, length: int, sequences: int, params: Params, keys: Key
 ) -> tuple[Array, Array]:
     def one(params: Params, key: Key) -> tuple[Array, Array]:
         batch = problem.draw(key, length, min(sequences, _AT_ONCE))
@@ -287,7 +291,7 @@ def _evaluate(
 
 @functools.partial(_quick_to_compile, static_argnums=(0, 1, 2))
 def _measure_norms(
-    problem: Problem, recipe: Recipe, length: int, params: Params, keys: Key
+    problem: MemoryProblem, recipe: Recipe, length: int, params: Params, keys: Key
 ) -> Array:
     """log of the norm of u^T d h_T / d h_{T-k}, [S, K], the mean over some sequences, each with a
     random direction u of length 1 of its own."""

@@ -17,24 +17,24 @@ _COPIED, _ALPHABET = 10, 8  # symbols to copy, and how many there are
 
 class Batch(NamedTuple):
     """xs [T, B, D]; the step of each sequence's answer, last [B]; and the targets of these answers
-    [B], or of every output [T, B]."""
+    [B] or of every output [T, B]."""
 
     xs: Array
     last: Array
     targets: Array
 
 
-class Problem(NamedTuple):
-    """A family of sequences, one for each length, and what a network has to say at their end.
+class MemoryProblem(NamedTuple):
+    """A family of sequences of any length, and the answer that a network must give at their end.
 
-    draw: ``(key, length, batch_size, mixed=False) -> Batch`` of sequences of a length, an int of at
-      least `shortest`; or, mixed, of lengths up to it whose logarithm is uniform.
+    draw: ``(key, length, batch_size, mixed=False) -> Batch`` of sequences of this length, an int of
+      at least `shortest`; if mixed, of lengths up to it whose logarithm is uniform.
     loss: ``(outputs, targets) -> scalar``, of the last outputs [B, O] or of all [T, B, O].
-    right: ``(outputs, targets) -> scalar``, the fraction that counts as right.
-    everywhere: whether every output counts, or the last alone.
-    blind_loss: ``(length) -> float``, the loss of the best answers that remember nothing.
+    right: ``(outputs, targets) -> scalar``, the fraction of correct answers.
+    everywhere: whether every output counts, or only the last.
+    blind_loss: ``(length) -> float``, the loss of the best answers without memory.
     solves: ``(length, loss, right) -> bool``.
-    margin: the part of `blind_loss` below which a network that solves it has something to spare.
+    margin: the fraction of `blind_loss` below which a problem is solved with a safety margin.
     """
 
     name: str
@@ -51,10 +51,10 @@ class Problem(NamedTuple):
 
 
 def draw_latch(key: Key, length: int, batch_size: int, mixed: bool = False) -> Batch:
-    """A sign, +1 or -1, then `length` steps of Gaussian noise; say the sign at their end.
+    """A sign, +1 or -1, then `length` steps of Gaussian noise; output the sign at the end.
 
     Source: Bengio, Simard & Frasconi 1994, "Learning long-term dependencies with gradient descent
-    is difficult", section II. The noise has standard deviation 1, and nothing marks the sign.
+    is difficult", section II. The noise has standard deviation 1; no other input flags the sign.
     """
     key_lengths, key_signs, key_noise = jax.random.split(key, 3)
     lengths = _draw_lengths(key_lengths, 5, length, batch_size, mixed)
@@ -65,7 +65,7 @@ def draw_latch(key: Key, length: int, batch_size: int, mixed: bool = False) -> B
 
 
 def draw_order(key: Key, length: int, batch_size: int, mixed: bool = False) -> Batch:
-    """Two signals, each X or Y, among four distractors: say at the end which of XX, XY, YX, YY.
+    """Two signals, each X or Y, among four distractors: output XX, XY, YX or YY at the end.
 
     Source: Pascanu, Mikolov & Bengio 2013, "On the difficulty of training recurrent neural
     networks", section 4.1, after Hochreiter & Schmidhuber 1997, "Long short-term memory",
@@ -84,11 +84,11 @@ def draw_order(key: Key, length: int, batch_size: int, mixed: bool = False) -> B
 
 
 def draw_adding(key: Key, length: int, batch_size: int, mixed: bool = False) -> Batch:
-    """Pairs of a number in [0, 1) and a mark: say at the end the sum of the two marked numbers.
+    """Pairs of a number in [0, 1) and a marker: output the sum of the two marked numbers.
 
     Source: Hochreiter & Schmidhuber 1997, experiment 4, in the form of Arjovsky, Shah & Bengio
-    2016, "Unitary evolution recurrent neural networks", section 5.2: one mark in either half. To
-    answer 1 always loses the variance of the sum, 1/6.
+    2016, "Unitary evolution recurrent neural networks", section 5.2: one marker in each half.
+    Always answering 1 has a squared error of 1/6, the variance of the sum.
     """
     key_lengths, key_numbers, *key_marks = jax.random.split(key, 4)
     lengths = _draw_lengths(key_lengths, 2, length, batch_size, mixed)
@@ -103,11 +103,11 @@ def draw_adding(key: Key, length: int, batch_size: int, mixed: bool = False) -> 
 
 
 def draw_copy(key: Key, length: int, batch_size: int, mixed: bool = False) -> Batch:
-    """Ten symbols of eight, T - 1 blanks, a mark, ten blanks: say blank up to the mark, and then
-    the symbols in their order. T + 20 steps; never mixed.
+    """Ten symbols out of eight, T - 1 blanks, a marker, ten blanks: output blanks up to and
+    including the marker, then the symbols in order. T + 20 steps; never mixed.
 
     Source: Arjovsky, Shah & Bengio 2016, section 5.1, after Hochreiter & Schmidhuber 1997. Without
-    memory the best loss is 10 log 8 / (T + 20) nats a step.
+    memory the best loss is 10 log 8 / (T + 20) nats per step.
     """
     del mixed
     symbols = jax.random.randint(key, (_COPIED, batch_size), 0, _ALPHABET)
@@ -120,7 +120,7 @@ def draw_copy(key: Key, length: int, batch_size: int, mixed: bool = False) -> Ba
 
 
 def _draw_lengths(key: Key, shortest: int, length: int, batch_size: int, mixed: bool) -> Array:
-    """Lengths [B]: all `length`, or, mixed, from the shortest up, their logarithm uniform."""
+    """Lengths [B]: all `length` or, if mixed, from the shortest up, their logarithm uniform."""
     if not mixed or length <= shortest:
         return jnp.full((batch_size,), length)
     ratio = (length + 1) / shortest
@@ -155,25 +155,25 @@ def _blind_copy(length: int) -> float:
 PROBLEMS = {
     problem.name: problem
     for problem in (
-        Problem(
+        MemoryProblem(
             *("latch", 1, 2, 1, draw_latch, _cross_entropy, _mean_right, False),
             lambda length: math.log(2),
             lambda length, loss, right: right >= 0.99,
             0.03,
         ),
-        Problem(
+        MemoryProblem(
             *("order", 6, 4, 10, draw_order, _cross_entropy, _mean_right, False),
             lambda length: math.log(4),
             lambda length, loss, right: right == 1.0,
             0.002,
         ),
-        Problem(
+        MemoryProblem(
             *("adding", 2, 1, 2, draw_adding, _squared_error, _near, False),
             lambda length: 1 / 6,
             lambda length, loss, right: loss <= 0.01,
             0.02,
         ),
-        Problem(
+        MemoryProblem(
             *("copy", 10, 9, 1, draw_copy, _cross_entropy, _symbols_right, True),
             _blind_copy,
             lambda length, loss, right: loss <= _blind_copy(length) / 2,
@@ -181,5 +181,5 @@ PROBLEMS = {
         ),
     )
 }
-"""The problems by name, and when each counts as solved: of the signs 99 % right; of the orders all;
-a squared error of at most 0.01; half the loss of answers without memory."""
+"""The problems by name. Solved means: 99 % of the signs correct; every order correct; a squared
+error of at most 0.01; at most half the loss without memory."""
