@@ -33,13 +33,14 @@ from jaxrnn.sequences import (
 )
 from jaxrnn.training import (
     NonFiniteError,
+    TrainState,
     clip_by_global_norm,
     fit,
     init_train_state,
     make_train_step,
-    make_truncated_train_step,
+    train_steps,
+    truncate_train_step,
 )
-from jaxrnn.training.update import TrainState
 
 __version__ = "0.1.0"
 
@@ -73,7 +74,6 @@ __all__ = [
     "initializers",
     "make_layer",
     "make_train_step",
-    "make_truncated_train_step",
     "mask_from_lengths",
     "masked_mean",
     "pack_sequences",
@@ -84,6 +84,8 @@ __all__ = [
     "sliding_windows",
     "stack",
     "step",
+    "train_steps",
+    "truncate_train_step",
     "unpack_sequences",
     "unroll",
     "unroll_plain",

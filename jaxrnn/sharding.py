@@ -1,38 +1,46 @@
 """Data parallelism: one train step over all cores, all local devices, or many hosts.
 
-Every device holds the whole state and a part of the batch, takes the gradient of its part, and the
-gradients are averaged in one all-reduce a step. Nothing is exchanged inside the loop over time.
+Every device holds the whole state and a part of the batch and computes the gradient of its part;
+the gradients are averaged in one all-reduce per update. Nothing is exchanged inside the loop over
+time.
 
-One host. A CPU counts as one device, and one step's product of a recurrent network runs on one of
-its cores; `use_cpu_devices` makes every core a device, and `jaxrnn.host.keep_memory` spares the
-mapping of memory. The script begins with them::
+One host. A CPU counts as one device, on which each time step's product with W runs on a single
+core; `use_cpu_devices` makes every core a device, and `jaxrnn.host.keep_memory` keeps freed memory
+mapped. A script begins with them::
 
     keep_memory()
-    use_cpu_devices()  # of no effect on GPU and TPU
+    use_cpu_devices()  # no effect on GPU and TPU
     mesh = data_mesh()
-    train_step = make_sharded_train_step(loss_fn, optimizer, mesh)
+    train_step = shard_train_step(make_train_step(loss_fn, optimizer), mesh)
     state = replicate(init_train_state(params, optimizer, key), mesh)
     state, history = fit(train_step, state, make_batch, num_steps)
 
-Many hosts. The same script is started once a host, with one line before any array is made::
+A truncated step is sharded in the same way; the recurrent states that it carries are split too::
+
+    train_step = make_train_step(loss_fn, optimizer, has_carry=True)
+    train_step = shard_train_step(truncate_train_step(train_step, window), mesh)
+    state = state._replace(carry=shard_batch(carry, mesh, 0))
+
+Many hosts. The same script is started once per host, with one more line before any array is made::
 
     jax.distributed.initialize("10.0.0.1:1234", num_processes, process_id)
 
-whose arguments Slurm, Open MPI and TPU pods fill in themselves. `data_mesh` then holds the devices
-of all processes; every process makes the same calls in the same order, and ends with the same
-state. What `make_batch` makes inside `fit` is the batch of all processes; a host that reads data of
-its own places its part with `shard_batch` and calls the jitted step in a loop. Only process 0
-(``jax.process_index() == 0``) writes files, to a temporary name first and then ``os.replace``, so
-that what was saved survives a crash at any moment.
+Slurm, Open MPI and TPU pods fill in the arguments by themselves. `data_mesh` then holds the devices
+of all processes; every process makes the same calls in the same order and ends with the same state.
+Inside `fit`, `make_batch` makes the batch of all processes; a host that reads its own data places
+its part with `shard_batch` and calls the jitted step in a loop. Only process 0
+(``jax.process_index() == 0``) writes files, under a temporary name first and then by
+``os.replace``, so that a crash never damages what was saved.
 
-Where a process dies, the others end with an error: a step fails as soon as the connection breaks,
-and the process ends at the latest ``heartbeat_timeout_seconds`` after the last sign of life (an
-argument of ``jax.distributed.initialize``, 100 by default; 10 does on a reliable network). Start
-all of them again from what was saved.
+If a process dies, the others end with an error: a step fails as soon as the connection breaks, and
+the process ends at the latest ``heartbeat_timeout_seconds`` after the last sign of life (an
+argument of ``jax.distributed.initialize``, 100 by default; 10 is enough on a reliable network).
+Start all of them again from what was saved.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -40,27 +48,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import lax
 from jax.flatten_util import ravel_pytree
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxrnn._checks import check_function, check_shape, check_size
+from jaxrnn._checks import check_function, check_shape
 from jaxrnn._types import Array, Key
 from jaxrnn.host import use_cpu_devices as use_cpu_devices  # noqa: PLC0414
-from jaxrnn.training.update import (
-    LossFn,
-    Metrics,
-    TrainState,
-    TrainStep,
-    WindowLossFn,
-    check_optimizer,
-    make_update,
-    over_windows,
-    with_carry,
-    without_carry,
-)
+from jaxrnn.training.update import Metrics, TrainState, TrainStep
 
 
 def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -75,145 +71,85 @@ def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     return Mesh(chosen, ("data",))
 
 
-def make_sharded_train_step(
-    loss_fn: LossFn,
-    optimizer: optax.GradientTransformation,
+def shard_train_step(
+    train_step: TrainStep,
     mesh: Mesh,
-    *,
-    batch_axes: Any = 1,
-    weight_fn: Callable[[Any], Array] | None = None,
-) -> TrainStep:
-    """A pure training step ``(state, batch) -> (state, metrics)`` over all devices of `mesh`.
-
-    It is the step of `make_train_step`, for `fit`, ``jit`` and ``vmap`` as that one is. `loss_fn`
-    runs on every device, on its part of the batch; the loss, the metrics and the gradients are then
-    averaged over the devices in one all-reduce, and every device takes the same update.
-
-    Args:
-      loss_fn: ``(params, batch, key) -> (loss, metrics)`` as for `make_train_step`. Each device
-        gets its own key, the step's with the device's place in the mesh folded in: where the loss
-        draws, a run depends on the number of devices.
-      optimizer: any optax transformation. It sees averaged gradients.
-      mesh: as `data_mesh` makes it. A mesh of several axes is split over all of them.
-      batch_axes: the axis along which the batch is split, 1 for time-major arrays [T, B, ...]. An
-        int, None for what every device gets whole, or a pytree of these that is a prefix of the
-        batch, as ``in_axes`` of ``vmap``: ``(1, 0)`` for sequences [T, B, D] with labels [B].
-      weight_fn: ``batch -> weight``, a scalar of at least 0 for a device's part of the batch; by
-        default all parts count alike. For a loss that is a mean over unmasked steps, give ``lambda
-        batch: jnp.sum(batch.mask)``: the weighted mean of the parts' means is the mean over the
-        whole batch, as on one device. A part of weight 0 is left out, NaN included.
-
-    Returns:
-      The step. Its state is whole on every device: with `replicate` before `fit` it is compiled
-      once. Its metrics are those of `make_train_step`, averaged as the loss is; integers and bools
-      become floating-point by it. A metric with an entry for each sequence cannot be averaged, and
-      is refused. ``grad_norm`` is that of the averaged gradient. A ``state.carry`` is refused.
-
-    Raises:
-      TypeError, ValueError: an argument is not as described. From the step, when it is traced:
-        `batch_axes` does not fit the batch, or the batch cannot be split evenly.
-    """
-    check_function("loss_fn", loss_fn)
-    step = _shard_step(without_carry(loss_fn), optimizer, mesh, batch_axes, None, weight_fn)
-
-    def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-        if state.carry is not None:
-            raise ValueError(
-                "state.carry is given, expected None: make_sharded_truncated_train_step carries it"
-            )
-        return step(state, batch)
-
-    return train_step
-
-
-def make_sharded_truncated_train_step(
-    loss_fn: WindowLossFn,
-    optimizer: optax.GradientTransformation,
-    mesh: Mesh,
-    window: int,
     *,
     batch_axes: Any = 1,
     carry_axes: Any = 0,
     weight_fn: Callable[[Any], Array] | None = None,
 ) -> TrainStep:
-    """The step of `make_truncated_train_step` over all devices of `mesh`.
+    """`train_step` over all devices of `mesh`: still a pure function ``(state, batch) -> (state,
+    metrics)``, for `fit`, `train_steps`, ``jit`` and ``vmap``.
 
-    Every device carries the states of its own streams, and the gradients of each window are
-    averaged in one all-reduce.
+    Every device runs the loss on its part of the batch; loss, metrics and gradients are averaged in
+    one all-reduce per update, and every device makes the same update.
 
     Args:
-      loss_fn: as for `make_truncated_train_step`; it runs on every device, on its streams.
-      window: the most steps of one window.
-      batch_axes: as for `make_sharded_train_step`. The batch is time-major: axis 0 cannot be split.
-      carry_axes: the axis along which the carry is split, 0 for states [B, H]; an int or a pytree
-        of ints that is a prefix of the carry.
-      optimizer, mesh, weight_fn: as for `make_sharded_train_step`; `weight_fn` is given a window.
+      train_step: as `jaxrnn.make_train_step` or `jaxrnn.truncate_train_step` makes it. Each device
+        has a key of its own, derived from the run's key and the device's place in the mesh: if the
+        loss draws, a run depends on the number of devices.
+      mesh: as `data_mesh` makes it. A mesh of several axes is split over all of them.
+      batch_axes: the axis along which the batch is split, 1 for time-major arrays [T, B, ...]. An
+        int, None for an array that every device reads whole, or a pytree of these that is a prefix
+        of the batch, as ``in_axes`` of ``vmap``: ``(1, 0)`` for sequences [T, B, D] with labels
+        [B].
+      carry_axes: the axis along which ``state.carry`` is split, 0 for states [B, H]; an int or a
+        pytree of ints that is a prefix of the carry.
+      weight_fn: ``batch -> weight``, a scalar of at least 0 for a device's part of the batch (of
+        one window, if the step is truncated); by default all parts have the same weight. For a loss
+        that is a mean over unmasked steps, use ``lambda batch: jnp.sum(batch.mask)``: the weighted
+        mean of the parts' means is the mean over the whole batch, as on one device. A part of
+        weight 0 is left out, NaN included.
 
     Returns:
-      The step. Its metrics are [windows]. The carry that it returns stays split; placed so before
-      `fit`, ``state._replace(carry=shard_batch(carry, mesh, carry_axes))`` of a replicated state,
-      it is compiled once.
+      The step. Its state is whole on every device, apart from the carry, which remains split. It
+      compiles once if the state is placed so beforehand: with `replicate`, and the carry with
+      ``state._replace(carry=shard_batch(carry, mesh, carry_axes))``. Its metrics are those of
+      `train_step`, averaged as the loss is, so that integers and bools become floating-point;
+      ``grad_norm`` is that of the averaged gradient. A metric with an entry per sequence cannot be
+      averaged and is refused.
 
     Raises:
-      TypeError, ValueError: as `make_sharded_train_step` does, and for `window` or `carry_axes`.
+      TypeError, ValueError: an argument is not as described. From the step, when it is traced:
+        `batch_axes` or `carry_axes` does not fit, or an axis cannot be split evenly.
     """
-    check_function("loss_fn", loss_fn)
-    window = check_size("window", window)
-    if any(axis is None for axis in jax.tree.leaves(carry_axes, is_leaf=lambda axis: axis is None)):
-        raise TypeError("carry_axes has None, expected ints: each device has streams of its own")
-    if 0 in jax.tree.leaves(batch_axes):
-        raise ValueError("batch_axes has 0, expected other axes: axis 0 is time and not split")
-    windows = (window, carry_axes)
-    return _shard_step(with_carry(loss_fn), optimizer, mesh, batch_axes, windows, weight_fn)
-
-
-def _shard_step(
-    loss_fn: WindowLossFn,
-    optimizer: optax.GradientTransformation,
-    mesh: Mesh,
-    batch_axes: Any,
-    windows: tuple[int, Any] | None,
-    weight_fn: Callable[[Any], Array] | None,
-) -> TrainStep:
-    """A train step over devices; `windows` are the steps of one and the axes of the carry."""
-    check_optimizer(optimizer)
-    _check_mesh(mesh)
+    _check_shareable(train_step)
+    mesh = _as_auto(mesh)
     if weight_fn is not None:
         check_function("weight_fn", weight_fn)
+    if any(axis is None for axis in jax.tree.leaves(carry_axes, is_leaf=_is_none)):
+        raise TypeError("carry_axes has None, expected ints: each device has its own sequences")
 
-    whole: Any = P()
+    def average(tree: Any, part: Any) -> Any:
+        weight = jnp.ones(()) if weight_fn is None else jnp.asarray(weight_fn(part))
+        check_shape("the result of weight_fn", weight, ())
+        return _average(tree, weight, mesh.axis_names)
 
-    def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-        specs = _split("batch", batch, mesh, batch_axes, mesh.size)
-        parts = TrainState(whole, whole, whole, whole, whole)
-        first = batch
-        if windows is not None:
-            window, carry_axes = windows
-            carry = _split("carry", state.carry, mesh, carry_axes, mesh.size)
-            parts = parts._replace(carry=carry)
-            first = jax.tree.map(lambda leaf: leaf[:window], batch)
-        shapes = _metric_shapes(loss_fn, state, first)
+    def sharded_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        batch_specs = _split("batch", batch, mesh, batch_axes, mesh.size)
+        carry_specs = _split("carry", state.carry, mesh, carry_axes, mesh.size)
+        whole: Any = P()
+        state_specs = TrainState(whole, whole, whole, whole, carry_specs)
+        shapes = jax.tree.map(jnp.shape, jax.eval_shape(train_step, state, batch)[1])
+        _check_time_is_whole(shapes, batch_specs)
 
-        def loss_of_part(params: Any, carry: Any, part: Any, key: Key) -> Any:
-            key = jax.random.fold_in(key, lax.axis_index(mesh.axis_names))
-            loss, (carry, metrics) = loss_fn(params, carry, part, key)
+        def step_on_device(state: TrainState, part: Any) -> tuple[TrainState, Metrics]:
+            own = state._replace(key=_own_key(state.key, mesh))
+            after, metrics = train_step(own, part, average=average)
             _check_metrics(metrics, shapes)
-            return loss, (carry, metrics)
+            return after._replace(key=state.key), metrics
 
-        def average(tree: Any, part: Any) -> Any:
-            weight = jnp.ones(()) if weight_fn is None else jnp.asarray(weight_fn(part))
-            check_shape("the result of weight_fn", weight, ())
-            return _average(tree, weight, mesh.axis_names)
+        # With check_vma JAX would add all-reduces of its own to the gradient.
+        return jax.shard_map(
+            step_on_device,
+            mesh=mesh,
+            in_specs=(state_specs, batch_specs),
+            out_specs=(state_specs, whole),
+            check_vma=False,
+        )(state, batch)
 
-        update = make_update(loss_of_part, optimizer, average)
-        step = update if windows is None else over_windows(update, windows[0])
-        # With check_vma JAX would put all-reduces of its own into the gradient.
-        sharded = jax.shard_map(
-            step, mesh=mesh, in_specs=(parts, specs), out_specs=(parts, whole), check_vma=False
-        )
-        return sharded(state, batch)
-
-    return train_step
+    return sharded_step
 
 
 def shard_batch(batch: Any, mesh: Mesh, batch_axes: Any = 1) -> Any:
@@ -223,7 +159,7 @@ def shard_batch(batch: Any, mesh: Mesh, batch_axes: Any = 1) -> Any:
       batch: a pytree of arrays; with many processes this process's part. The whole is all parts
         joined along the batch axis, in the order of the mesh's devices.
       mesh: as `data_mesh` makes it.
-      batch_axes: as for `make_sharded_train_step`. What is None must be the same in all processes.
+      batch_axes: as for `shard_train_step`. An array with None must be the same in all processes.
 
     Returns:
       The whole batch: global arrays, split over the mesh.
@@ -232,7 +168,7 @@ def shard_batch(batch: Any, mesh: Mesh, batch_axes: Any = 1) -> Any:
       TypeError, ValueError: `batch_axes` does not fit the batch, or `batch` cannot be split evenly
         over this process's devices of the mesh.
     """
-    _check_mesh(mesh)
+    mesh = _as_auto(mesh)
     specs = _split("batch", batch, mesh, batch_axes, max(len(mesh.local_devices), 1))
 
     def place(leaf: Any, spec: P) -> Array:
@@ -246,7 +182,7 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 
     The arrays are copies. All processes must give the same values: JAX compares them.
     """
-    _check_mesh(mesh)
+    mesh = _as_auto(mesh)
     sharding = NamedSharding(mesh, P())
 
     def place(leaf: Any) -> Array:
@@ -278,11 +214,8 @@ def _split(name: str, tree: Any, mesh: Mesh, axes: Any, parts: int) -> Any:
             )
         return P(*[None] * axis, mesh.axis_names)
 
-    def is_none(axis: Any) -> bool:
-        return axis is None
-
     try:
-        jax.tree.map(lambda axis, part: None, axes, tree, is_leaf=is_none)
+        jax.tree.map(lambda axis, part: None, axes, tree, is_leaf=_is_none)
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"{name}_axes is {axes!r}, expected a prefix of the {name}, "
@@ -292,16 +225,40 @@ def _split(name: str, tree: Any, mesh: Mesh, axes: Any, parts: int) -> Any:
     def specs_of(axis: int | None, part: Any) -> Any:
         return jax.tree.map(partial(spec_of, axis), part)
 
-    return jax.tree.map(specs_of, axes, tree, is_leaf=is_none)
+    return jax.tree.map(specs_of, axes, tree, is_leaf=_is_none)
 
 
-def _metric_shapes(loss_fn: WindowLossFn, state: TrainState, batch: Any) -> Any:
-    """The shapes of the metrics of the whole batch."""
+def _is_none(axis: Any) -> bool:
+    return axis is None
 
-    def metrics_of(state: TrainState, batch: Any) -> Metrics:
-        return loss_fn(state.params, state.carry, batch, state.key)[1][1]
 
-    return jax.tree.map(jnp.shape, jax.eval_shape(metrics_of, state, batch))
+def _own_key(key: Key, mesh: Mesh) -> Key:
+    """A device's own key.
+
+    Each step folds its number into the run's key, counting up from 0; places count down from 2**32
+    - 1, so that no device's key is that of a step.
+    """
+    place = lax.axis_index(mesh.axis_names).astype(jnp.uint32)
+    return jax.random.fold_in(key, ~place)
+
+
+def _check_shareable(train_step: Any) -> None:
+    """Refuse a step whose gradients cannot be averaged."""
+    check_function("train_step", train_step)
+    if "average" not in inspect.signature(train_step).parameters:
+        raise TypeError(
+            f"train_step is {train_step!r:.60}, which has no argument average, expected a step "
+            "that make_train_step or truncate_train_step makes"
+        )
+
+
+def _check_time_is_whole(shapes: Any, specs: Any) -> None:
+    """Refuse to split time under a truncated step, whose loss is [windows]."""
+    splits_time = any(spec and spec[0] is not None for spec in jax.tree.leaves(specs))
+    if splits_time and shapes.get("loss", ()):
+        raise ValueError(
+            "batch_axes has 0, expected other axes: axis 0 of a truncated step's batch is time"
+        )
 
 
 def _check_metrics(metrics: Metrics, whole: Any) -> None:
@@ -310,7 +267,7 @@ def _check_metrics(metrics: Metrics, whole: Any) -> None:
         shapes = jax.tree.map(jnp.shape, metric)
         if shapes != whole[name]:
             raise ValueError(
-                f"loss_fn returns the metric {name!r} of shape {shapes} for a part of the "
+                f"train_step returns the metric {name!r} of shape {shapes} for a part of the "
                 f"batch and {whole[name]} for the whole, expected one that can be averaged"
             )
 
@@ -332,8 +289,8 @@ def _average(tree: Any, weight: Array, axes: tuple[str, ...]) -> Any:
     return jax.tree.unflatten(jax.tree.structure(tree), means)
 
 
-def _check_mesh(mesh: Any) -> None:
+def _as_auto(mesh: Any) -> Mesh:
+    """The same devices with axes of type Auto, on which arrays of any sharding can be placed."""
     if not isinstance(mesh, Mesh):
         raise TypeError(f"mesh is a {type(mesh).__name__}, expected a jax.sharding.Mesh")
-    if any(kind != AxisType.Auto for kind in mesh.axis_types):
-        raise ValueError(f"mesh has axes {mesh.axis_types}, expected AxisType.Auto (data_mesh)")
+    return Mesh(mesh.devices, mesh.axis_names)

@@ -538,10 +538,12 @@ def training_rows():
     state = TrainState(ints(), ones(2), sgd.init(ones(2)), KEY)
     step = jaxrnn.make_train_step(lambda params, batch, key: (jnp.sum(params), {}), sgd)
     fit = bind(jaxrnn.fit, step, state, lambda key, at: None, 3)
+    steps = bind(jaxrnn.train_steps, step, state, lambda key, at: None, 3)
     init = bind(jaxrnn.init_train_state, ones(2), sgd, KEY)
     make = jaxrnn.make_train_step
     yield from numbers("fit", lambda n: fit(steps_per_call=n)(), "steps_per_call", SIZES)
     yield from numbers("fit", lambda n: fit({3: n})(), "num_steps", SIZES[1:])
+    yield from numbers("train_steps", lambda n: steps({3: n})(), "num_steps", SIZES[1:])
     for label, bad, error, name, got in [
         (
             "init_train_state: optimizer a maker",
@@ -560,12 +562,15 @@ def training_rows():
         ("fit: make_batch a batch", fit({2: XS}), TypeError, "make_batch", "Array"),
         ("fit: callback a list", fit(callback=[]), TypeError, "callback", "[]"),
         (
-            "fit: callback under jit",
-            lambda: jax.jit(lambda state: fit({1: state}, callback=print)())(state),
-            ValueError,
-            "callback",
-            "transformation",
+            "fit: under jit",
+            lambda: jax.jit(lambda state: fit({1: state})())(state),
+            TypeError,
+            "state",
+            "traced",
         ),
+        ("train_steps: train_step None", steps({0: None}), TypeError, "train_step", "None"),
+        ("train_steps: state the params", steps({1: ones(2)}), TypeError, "state", "ArrayImpl"),
+        ("train_steps: make_batch a batch", steps({2: XS}), TypeError, "make_batch", "Array"),
     ]:
         yield label, bad, error, name, got
     for what, loss, error, name, got in [
@@ -591,32 +596,26 @@ def training_rows():
         yield f"make_train_step: loss {what}", call, error, name, got
 
 
-def truncated_rows():
+def carry_rows():
     sgd = optax.sgd(0.1)
     state = TrainState(ints(), ones(2), sgd.init(ones(2)), KEY, ones(3))
-    make = jaxrnn.make_truncated_train_step
+    make = functools.partial(jaxrnn.make_train_step, has_carry=True)
 
     def good(params, carry, batch, key):
         return jnp.sum(params), (carry, {})
 
-    yield from numbers("truncated", lambda n: make(good, sgd, n), "window", SIZES)
     for what, loss, optimizer, name, got in [
         ("loss None", None, sgd, "loss_fn", "None"),
         ("rate", good, 0.1, "optimizer", "float"),
     ]:
-        call = functools.partial(make, loss, optimizer, 2)
-        yield f"truncated: {what}", call, TypeError, name, got
-    for what, batch, got in [
-        ("empty", {}, "no array"),
-        ("of a scalar", jnp.ones(()), "()"),
-        ("of two lengths", (ones(3), ones(4)), "(4,)"),
-    ]:
-        call = functools.partial(make(good, sgd, 2), state, batch)
-        yield f"truncated: batch {what}", call, ValueError, "batch", got
+        call = functools.partial(make, loss, optimizer)
+        yield f"has_carry: {what}", call, TypeError, name, got
+    call = functools.partial(jaxrnn.make_train_step, good, sgd, has_carry=2)
+    yield "has_carry: of 2", call, TypeError, "has_carry", "2"
     for what, result, error, name, got in [
         ("a vector", lambda p, c: (p, (c, {})), ValueError, "loss", "(2,)"),
         ("alone", lambda p, c: p[0], TypeError, "loss_fn", "Tracer"),
-        ("without metrics", lambda p, c: (p[0], c), TypeError, "loss_fn", "Tracer"),
+        ("without metrics", lambda p, c: (p[0], [c]), TypeError, "loss_fn", "list"),
         ("with metrics in a list", lambda p, c: (p[0], (c, [])), TypeError, "loss_fn", "list"),
         ("with a longer carry", lambda p, c: (p[0], (ones(4), {})), ValueError, "loss_fn", "[4]"),
         (
@@ -629,8 +628,33 @@ def truncated_rows():
         ("without a carry", lambda p, c: (p[0], (None, {})), ValueError, "loss_fn", "None"),
     ]:
         loss = functools.partial(lambda result, p, c, batch, key: result(p, c), result)
-        call = functools.partial(make(loss, sgd, 2), state, ones(5))
-        yield f"truncated: loss {what}", call, error, name, got
+        call = functools.partial(make(loss, sgd), state, ones(5))
+        yield f"has_carry: loss {what}", call, error, name, got
+        truncated = jaxrnn.truncate_train_step(make(loss, sgd), 2)
+        yield (
+            f"truncated: loss {what}",
+            functools.partial(truncated, state, ones(5)),
+            error,
+            name,
+            got,
+        )
+
+
+def truncated_rows():
+    sgd = optax.sgd(0.1)
+    state = TrainState(ints(), ones(2), sgd.init(ones(2)), KEY)
+    step = jaxrnn.make_train_step(lambda params, batch, key: (jnp.sum(params), {}), sgd)
+    truncate = jaxrnn.truncate_train_step
+    yield from numbers("truncated", lambda n: truncate(step, n), "window", SIZES)
+    call = functools.partial(truncate, None, 2)
+    yield "truncated: train_step None", call, TypeError, "train_step", "None"
+    for what, batch, got in [
+        ("empty", {}, "no array"),
+        ("of a scalar", jnp.ones(()), "()"),
+        ("of two lengths", (ones(3), ones(4)), "(4,)"),
+    ]:
+        call = functools.partial(truncate(step, 2), state, batch)
+        yield f"truncated: batch {what}", call, ValueError, "batch", got
 
 
 ROWS = [
@@ -645,6 +669,7 @@ ROWS = [
         compose_rows,
         sequence_rows,
         training_rows,
+        carry_rows,
         truncated_rows,
     )
     for row in rows()
@@ -654,7 +679,7 @@ ROWS = [
 # What the caller's own function returns is known only when it, or the layer below it, has run.
 JUDGED_BY_RUNNING = re.compile(
     r"init_rnn: w_\w+ (of|that|a maker)|scanned: st|"
-    r"(make_train_step|truncated): loss (a|of|with)|residual: of an"
+    r"(make_train_step|has_carry|truncated): loss (a|of|with)|residual: of an"
 )
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from jaxrnn import sharding
 from jaxrnn.host import keep_memory, use_cpu_devices
-from tests.test_sharding import run_alone
+from tests.support.processes import run_alone
 
 GLIBC = platform.libc_ver()[0] == "glibc"
 NUMBERS = 2**25  # of float32: 128 MiB, four times what the GNU C library ever keeps by itself

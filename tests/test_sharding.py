@@ -1,16 +1,14 @@
 """Training over devices and hosts is training on one device, and exchanges one array a step.
 
-A process has a fixed number of CPU devices, so what needs several runs in processes of its own:
-`run_alone` calls a function of this file in a new one.
+A process has a fixed number of CPU devices, so that what needs several runs in a process of its
+own: `run_alone` calls a function of this file in a new one.
 """
 
-import functools
 import os
 import re
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import PartitionSpec
+from jax.sharding import AxisType, PartitionSpec
 
 from jaxrnn import (
     bidirectional,
@@ -29,27 +27,26 @@ from jaxrnn import (
     init_rnn,
     init_train_state,
     make_train_step,
-    make_truncated_train_step,
     masked_mean,
     stack,
+    train_steps,
+    truncate_train_step,
     unroll,
     unroll_plain,
     vanilla_rnn,
 )
 from jaxrnn.sharding import (
     data_mesh,
-    make_sharded_train_step,
-    make_sharded_truncated_train_step,
     replicate,
     shard_batch,
+    shard_train_step,
     use_cpu_devices,
 )
 from tests.support.checks import assert_close, assert_identical
+from tests.support.processes import PATIENCE, command, environment, run_alone
 
-ROOT = Path(__file__).parents[1]
 T, B, D, H, STEPS = 12, 8, 3, 5, 20
 SUMS = T * B * STEPS  # terms summed into a parameter over a run
-PATIENCE = 600  # seconds, for a slow and busy machine
 HEARTBEAT = 20  # seconds
 MOMENTUM = optax.sgd(0.05, momentum=0.9)
 KEEP_GRADIENT = optax.trace(0.0)  # its state is the gradient
@@ -96,34 +93,6 @@ def plain(state):
     return state._replace(key=jax.random.key_data(state.key))
 
 
-def environment(**more):
-    """This process's, without proxies, which the processes of a run would call each other by."""
-    kept = {name: value for name, value in os.environ.items() if "_proxy" not in name.lower()}
-    fresh = {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "XLA_FLAGS": "", **more}
-    return {
-        name: value for name, value in {**kept, **fresh}.items() if name != "JAX_NUM_CPU_DEVICES"
-    }
-
-
-def command(function, *arguments):
-    name = Path(function.__code__.co_filename).stem
-    call = f"import tests.conftest, tests.{name} as t; t.{function.__name__}(*{arguments!r})"
-    return [sys.executable, "-c", call]
-
-
-def run_alone(function, folder):
-    done = subprocess.run(
-        command(function),
-        cwd=folder,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
 # Two devices
 
 
@@ -135,7 +104,7 @@ def train_on_two_devices():
     use_cpu_devices(2)
     mesh = data_mesh()
     one = make_train_step(ragged_loss, MOMENTUM)
-    two = make_sharded_train_step(ragged_loss, MOMENTUM, mesh, weight_fn=count_steps)
+    two = shard_train_step(one, mesh, weight_fn=count_steps)
     expected, expected_history = fit(one, start(), make_batch, STEPS, steps_per_call=10)
     got, history = fit(two, replicate(start(), mesh), make_batch, STEPS, steps_per_call=10)
     assert int(got.step) == STEPS
@@ -146,7 +115,7 @@ def train_on_two_devices():
         assert_identical(*(shard.data for shard in leaf.addressable_shards))
 
     seeds = jax.tree.map(lambda *leaves: jnp.stack(leaves), start(), start(seed=1))
-    sweep = jax.jit(jax.vmap(lambda state: fit(two, state, make_batch, STEPS)))
+    sweep = jax.jit(jax.vmap(lambda state: train_steps(two, state, make_batch, STEPS)))
     program = sweep.lower(seeds).compile()
     mapped = jax.tree.map(lambda leaf: leaf[0], program(seeds)[0].params)
     assert_close(mapped, expected.params, length=SUMS)
@@ -174,8 +143,8 @@ def train_windows_on_two_devices():
     mesh = data_mesh()
     begin = start()
     begin = begin._replace(carry=DEEP.initial_state(begin.params, (B,)))
-    one = make_truncated_train_step(window_loss, MOMENTUM, 5)
-    two = make_sharded_truncated_train_step(window_loss, MOMENTUM, mesh, 5, weight_fn=count_steps)
+    one = truncate_train_step(make_train_step(window_loss, MOMENTUM, has_carry=True), 5)
+    two = shard_train_step(one, mesh, weight_fn=count_steps)
     expected, expected_history = fit(one, begin, make_batch, STEPS)
     placed = replicate(begin, mesh)._replace(carry=shard_batch(begin.carry, mesh, 0))
     got, history = fit(two, placed, make_batch, STEPS)
@@ -189,18 +158,68 @@ def train_windows_on_two_devices():
     assert everywhere == ["all-reduce"] * 2  # of whole windows and of the shorter last one
     assert sum(map(len, inside.values())) == 1  # in the loop over windows, in none over time
 
-    refuse = functools.partial(make_sharded_truncated_train_step, window_loss, MOMENTUM, mesh)
-    with pytest.raises(ValueError, match="window is 0"):
-        refuse(0)
-    with pytest.raises(ValueError, match="batch_axes has 0, expected other axes: axis 0 is time"):
-        refuse(5, batch_axes=0)
+    def refuse(state=begin, **options):
+        step = shard_train_step(one, mesh, **options)
+        jax.eval_shape(step, state, make_batch(begin.key, 0))
+
+    with pytest.raises(ValueError, match=r"batch_axes has 0, .*: axis 0 .* is time"):
+        refuse(batch_axes=0)
     with pytest.raises(TypeError, match="carry_axes has None, expected ints"):
-        refuse(5, carry_axes=None)
+        refuse(carry_axes=None)
     with pytest.raises(ValueError, match=r"carry_axes has 2, but carry has .* shape \(8, 5\)"):
-        jax.eval_shape(refuse(5, carry_axes=2), begin, make_batch(begin.key, 0))
+        refuse(carry_axes=2)
     odd = begin._replace(carry=DEEP.initial_state(begin.params, (7,)))
     with pytest.raises(ValueError, match=r"carry has .* axis 0 of 7, expected a multiple of 2"):
-        jax.eval_shape(refuse(5), odd, make_batch(begin.key, 0))
+        refuse(odd)
+
+
+def test_a_carry_goes_from_step_to_step_on_two_devices_as_on_one(tmp_path):
+    run_alone(carry_on_two_devices, tmp_path)
+
+
+def carry_on_two_devices():
+    """Whole batches, whose states [H, B] are split along axis 1."""
+    use_cpu_devices(2)
+    mesh = data_mesh()
+
+    def transposed(carry):
+        return jax.tree.map(jnp.transpose, carry)
+
+    def loss_of(params, carry, batch, key):
+        loss, (carry, metrics) = window_loss(params, transposed(carry), batch, key)
+        return loss, (transposed(carry), metrics)
+
+    begin = start()
+    begin = begin._replace(carry=transposed(DEEP.initial_state(begin.params, (B,))))
+    one = make_train_step(loss_of, MOMENTUM, has_carry=True)
+    two = shard_train_step(one, mesh, carry_axes=1, weight_fn=count_steps)
+    expected, expected_history = train_steps(one, begin, make_batch, STEPS)
+    got, history = train_steps(two, begin, make_batch, STEPS)
+    assert any(leaf.any() for leaf in jax.tree.leaves(got.carry))
+    assert_close(plain(got), plain(expected), length=SUMS)
+    assert_close(history, expected_history, length=SUMS)
+
+
+def test_axes_of_explicit_type_give_the_bits_of_automatic_ones(tmp_path):
+    run_alone(train_on_explicit_axes, tmp_path)
+
+
+def train_on_explicit_axes():
+    use_cpu_devices(2)
+    explicit = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Explicit,))
+    one = truncate_train_step(make_train_step(window_loss, MOMENTUM, has_carry=True), 5)
+    begin = start()
+    begin = begin._replace(carry=DEEP.initial_state(begin.params, (B,)))
+
+    def train(mesh):
+        two = shard_train_step(one, mesh, weight_fn=count_steps)
+        placed = replicate(begin, mesh)._replace(carry=shard_batch(begin.carry, mesh, 0))
+        return fit(two, placed, make_batch, STEPS)
+
+    expected, expected_history = train(data_mesh())
+    got, history = train(explicit)
+    assert_identical(plain(got), plain(expected))
+    assert_identical(history, expected_history)
 
 
 def test_the_gradient_on_two_devices_is_the_mean_of_theirs(tmp_path):
@@ -215,15 +234,16 @@ def differentiate_on_two_devices():
         jax.tree.map(lambda leaf, at=at: leaf[:, at : at + B // 2], batch) for at in (0, B // 2)
     ]
     state = start(NOISY, KEEP_GRADIENT)
-    step = jax.jit(make_sharded_train_step(noisy_loss, KEEP_GRADIENT, mesh))
+    step = jax.jit(shard_train_step(make_train_step(noisy_loss, KEEP_GRADIENT), mesh))
     after, metrics = step(state, batch)
+    assert_identical(jax.random.key_data(after.key), jax.random.key_data(state.key))
 
-    key = jax.random.split(jax.random.fold_in(state.key, state.step))[1]
     value_and_grad = jax.jit(jax.value_and_grad(noisy_loss, has_aux=True))
-    parts = [
-        value_and_grad(state.params, half, jax.random.fold_in(key, place))
-        for place, half in enumerate(halves)
-    ]
+    parts = []
+    for place, half in enumerate(halves):
+        own_key = jax.random.fold_in(state.key, np.uint32(2**32 - 1 - place))
+        key = jax.random.split(jax.random.fold_in(own_key, state.step))[1]
+        parts.append(value_and_grad(state.params, half, key))
     (loss, own), grads = jax.tree.map(lambda *leaves: sum(leaves) / 2, *parts)
     assert len({float(part[0][1]["drawn"]) for part in parts}) == 2
     assert_close(after.opt_state.trace, grads, length=T * B)
@@ -270,9 +290,10 @@ def check_that_each_array_has_its_batch_axis(mesh):
     rng = np.random.default_rng(5)
     batch = ((rng.normal(size=(T, B)), rng.normal(size=B)), np.array(2.0))
     state = init_train_state(jnp.array(0.5), KEEP_GRADIENT, jax.random.key(0))
-    expected, _ = jax.jit(make_train_step(scaled_loss, KEEP_GRADIENT))(state, batch)
+    one = make_train_step(scaled_loss, KEEP_GRADIENT)
+    expected, _ = jax.jit(one)(state, batch)
     axes = ((1, -1), None)
-    step = make_sharded_train_step(scaled_loss, KEEP_GRADIENT, mesh, batch_axes=axes)
+    step = shard_train_step(one, mesh, batch_axes=axes)
     got, _ = jax.jit(step)(state, shard_batch(batch, mesh, axes))
     assert_close(got.opt_state, expected.opt_state, length=T * B)
 
@@ -284,8 +305,8 @@ def check_that_parts_without_weight_are_left_out(mesh):
 
     batch = jnp.array([[jnp.nan, jnp.nan, 1.0, 3.0]])
     state = init_train_state(jnp.array(0.5), KEEP_GRADIENT, jax.random.key(0))
-    weigh = functools.partial(make_sharded_train_step, weight_fn=lambda x: jnp.isfinite(x).sum())
-    step = jax.jit(weigh(loss_of, KEEP_GRADIENT, mesh))
+    one = make_train_step(loss_of, KEEP_GRADIENT)
+    step = jax.jit(shard_train_step(one, mesh, weight_fn=lambda x: jnp.isfinite(x).sum()))
     after, metrics = step(state, batch)
     assert float(after.opt_state.trace) == 2
     assert {name: float(value) for name, value in metrics.items()} == {
@@ -302,8 +323,8 @@ def check_that_bad_batches_and_metrics_are_refused(mesh):
     state = start(optimizer=KEEP_GRADIENT)
     batch = jax.eval_shape(make_batch, jax.random.key(3), 0)
 
-    def take_step(batch, state=state, **options):
-        step = make_sharded_train_step(ragged_loss, KEEP_GRADIENT, mesh, **options)
+    def take_step(batch, **options):
+        step = shard_train_step(make_train_step(ragged_loss, KEEP_GRADIENT), mesh, **options)
         jax.eval_shape(step, state, batch)
 
     odd = jax.tree.map(lambda leaf: np.zeros((T, B - 1), leaf.dtype), batch)
@@ -319,13 +340,11 @@ def check_that_bad_batches_and_metrics_are_refused(mesh):
         take_step(batch, batch_axes="1")
     with pytest.raises(ValueError, match="the result of weight_fn has shape"):
         take_step(batch, weight_fn=lambda part: jnp.sum(part["mask"], 0))
-    with pytest.raises(ValueError, match=r"state.carry is given, expected None"):
-        take_step(batch, state._replace(carry=jnp.zeros(3)))
-    state = init_train_state(jnp.array(0.5), KEEP_GRADIENT, jax.random.key(0))
-    step = make_sharded_train_step(scaled_loss, KEEP_GRADIENT, mesh, batch_axes=((1, 0), None))
+    scalar = init_train_state(jnp.array(0.5), KEEP_GRADIENT, jax.random.key(0))
+    one = make_train_step(scaled_loss, KEEP_GRADIENT)
     arrays = ((jnp.ones((T, B)), jnp.ones(B)), jnp.ones(1))
     with pytest.raises(ValueError, match=r"metric 'each' of shape \(4,\) .* and \(8,\) for the"):
-        jax.eval_shape(step, state, arrays)
+        jax.eval_shape(shard_train_step(one, mesh, batch_axes=((1, 0), None)), scalar, arrays)
 
 
 # One device
@@ -333,22 +352,22 @@ def check_that_bad_batches_and_metrics_are_refused(mesh):
 
 def test_arguments_of_the_wrong_kind_are_refused():
     mesh = data_mesh()
-    explicit = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
-    with pytest.raises(TypeError, match="loss_fn is"):
-        make_sharded_train_step(None, MOMENTUM, mesh)
-    with pytest.raises(TypeError, match="optimizer is"):
-        make_sharded_train_step(ragged_loss, None, mesh)
+    one = make_train_step(ragged_loss, MOMENTUM)
+    with pytest.raises(TypeError, match="train_step is None"):
+        shard_train_step(None, mesh)
     with pytest.raises(TypeError, match="mesh is a list"):
-        make_sharded_train_step(ragged_loss, MOMENTUM, jax.devices())
-    with pytest.raises(ValueError, match=r"mesh has axes .*Explicit.*, expected AxisType.Auto"):
-        replicate({}, explicit)
+        shard_train_step(one, jax.devices())
     with pytest.raises(TypeError, match="weight_fn is 3"):
-        make_sharded_train_step(ragged_loss, MOMENTUM, mesh, weight_fn=3)
-    step = make_sharded_train_step(lambda *_: jnp.ones(()), MOMENTUM, mesh)
-    with pytest.raises(TypeError, match="loss_fn returns"):
-        jax.eval_shape(step, start(), np.zeros((T, B, D)))
+        shard_train_step(one, mesh, weight_fn=3)
     with pytest.raises(ValueError, match="devices is empty"):
         data_mesh([])
+
+
+def test_a_step_whose_gradients_cannot_be_averaged_is_refused():
+    one = make_train_step(ragged_loss, MOMENTUM)
+    for step in (shard_train_step(one, data_mesh()), lambda state, batch: (state, {})):
+        with pytest.raises(TypeError, match=r"train_step is .* no argument average, expected"):
+            shard_train_step(step, data_mesh())
 
 
 def test_averages_keep_the_dtypes_of_floats(key):
@@ -360,7 +379,8 @@ def test_averages_keep_the_dtypes_of_floats(key):
         return loss, {"whole": jnp.array(3), "half": jnp.ones(2, jnp.float16)}
 
     state = init_train_state(params, KEEP_GRADIENT, key)
-    step = make_sharded_train_step(loss_of, KEEP_GRADIENT, data_mesh(jax.devices()[:1]))
+    step = make_train_step(loss_of, KEEP_GRADIENT)
+    step = shard_train_step(step, data_mesh(jax.devices()[:1]))
     with jax.numpy_dtype_promotion("standard"):  # the norm is over leaves of both dtypes
         after, metrics = jax.eval_shape(step, state, jnp.ones((T, B), jnp.bfloat16))
     kinds = {name: leaf.dtype.name for name, leaf in {**after.params, **metrics}.items()}
@@ -517,7 +537,8 @@ def join_workers(rank, port, **options):
     jax.distributed.initialize(f"127.0.0.1:{port}", 2, rank, **options)
     mesh = data_mesh()
     assert mesh.size == 4
-    return mesh, make_sharded_train_step(ragged_loss, MOMENTUM, mesh, weight_fn=count_steps)
+    one = make_train_step(ragged_loss, MOMENTUM)
+    return mesh, shard_train_step(one, mesh, weight_fn=count_steps)
 
 
 def save(path, state):

@@ -28,7 +28,7 @@ from jaxrnn import (
     unroll_plain,
     vanilla_rnn,
 )
-from jaxrnn.sharding import data_mesh, make_sharded_train_step, replicate, shard_batch
+from jaxrnn.sharding import data_mesh, replicate, shard_batch, shard_train_step
 
 Outputs = Callable[[Any, Any], Array]
 Loss = Callable[[Any, Any], Array]
@@ -192,9 +192,8 @@ def build_sharded(problem: Problem, what: Pass) -> Entrant:
         total, summed = jax.lax.psum(share, mesh.axis_names)
         return jax.tree.map(lambda leaf: leaf / total, summed)
 
-    step = make_sharded_train_step(
-        _with_key(_loss_of(outputs)), optax.adam(LEARNING_RATE), mesh, weight_fn=weight
-    )
+    step = make_train_step(_with_key(_loss_of(outputs)), optax.adam(LEARNING_RATE))
+    step = shard_train_step(step, mesh, weight_fn=weight)
     network = Network(
         replicate(problem.params, mesh),
         shard_batch((problem.xs, problem.mask), mesh),

@@ -57,9 +57,10 @@ from jaxrnn import (
     TrainState,
     dense,
     initializers,
-    make_truncated_train_step,
+    make_train_step,
     masked_mean,
     stack,
+    truncate_train_step,
     vanilla_rnn,
 )
 
@@ -194,7 +195,8 @@ def _make_task(config: Config, problem: Problem, network: Layer) -> tuple[Task, 
         optax.clip_by_global_norm(1.0),
         optax.adamw(config.learning_rate, weight_decay=config.weight_decay),
     )
-    step = make_truncated_train_step(loss_of_window, optimizer, config.window)
+    step = make_train_step(loss_of_window, optimizer, has_carry=True)
+    step = truncate_train_step(step, config.window)
     task = Task("network", step, make_batch, validate, (stream, targets, weights))
     return task, start_networks(network, optimizer, config, ())
 

@@ -15,7 +15,7 @@ from jax.flatten_util import ravel_pytree
 from experiments.memory.recipes import Recipe
 from experiments.shared.findings import Data
 from experiments.shared.tasks import Batch, MemoryProblem
-from jaxrnn import Array, Key, Params, TrainState, diagnostics, fit, init_train_state
+from jaxrnn import Array, Key, Params, TrainState, diagnostics, init_train_state, train_steps
 from jaxrnn import make_train_step as make_step
 
 _STEPS_A_CALL = 50  # from one validation to the next
@@ -186,7 +186,8 @@ def _advance(
     def one(state: TrainState, scale: Array) -> tuple[TrainState, Array]:
         optimizer = optax.chain(recipe.full_optimizer(), optax.scale(scale))
         start = state._replace(opt_state=(state.opt_state, optax.EmptyState()))
-        state, history = fit(make_step(loss_fn, optimizer), start, make_batch, _STEPS_A_CALL)
+        step = make_step(loss_fn, optimizer)
+        state, history = train_steps(step, start, make_batch, _STEPS_A_CALL)
         return state._replace(opt_state=state.opt_state[0]), jnp.sum(history["skipped"])
 
     return jax.vmap(one)(state, scale)

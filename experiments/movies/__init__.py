@@ -22,7 +22,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from jax.sharding import Mesh
 from pydantic import Field
 
 from experiments.data.bouncing_balls import PIXELS, SIDE, draw_tracks, render
@@ -44,10 +43,9 @@ from jaxrnn import (
     Params,
     TrainState,
     deep_rnn,
-    make_truncated_train_step,
+    make_train_step,
+    truncate_train_step,
 )
-from jaxrnn.sharding import make_sharded_truncated_train_step
-from jaxrnn.training import TrainStep
 
 _ALONE_FROM = 20  # after this frame the network sees its own predictions
 _TARGETS = {"fresh": 1.0, "fixed": 1.5}
@@ -157,14 +155,10 @@ def _make_task(config: Config, network: Layer, videos: str) -> tuple[Task, Train
     updates = config.steps * -(-(config.frames - 1) // config.window)
     rate = warm_up_and_cool_down(config.learning_rate, updates)
     optimizer = optax.chain(optax.clip_by_global_norm(100.0), optax.adam(rate, b2=0.99))
-    step = make_truncated_train_step(loss_of_window, optimizer, config.window)
-
-    def shard(mesh: Mesh) -> TrainStep:
-        return make_sharded_truncated_train_step(
-            loss_of_window, optimizer, mesh, config.window, batch_axes=(1, 1, None)
-        )
-
-    task = Task(videos, step, make_batch, validate, (fixed, validation), config.batch_size, shard)
+    step = make_train_step(loss_of_window, optimizer, has_carry=True)
+    step = truncate_train_step(step, config.window)
+    data, batch_axes = (fixed, validation), (1, 1, None)
+    task = Task(videos, step, make_batch, validate, data, config.batch_size, batch_axes)
     return task, start_networks(network, optimizer, config, (config.batch_size,))
 
 

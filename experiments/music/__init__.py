@@ -31,7 +31,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
 
 from experiments.data.midi import write_midi
 from experiments.data.piano_rolls import (
@@ -67,8 +66,6 @@ from jaxrnn import (
     pack_sequences,
     pad_sequences,
 )
-from jaxrnn.sharding import make_sharded_train_step
-from jaxrnn.training import TrainStep
 
 _ROWS = 16  # that pieces are packed into where they are scored
 _GAIN = 0.04
@@ -239,13 +236,11 @@ def _start(
         losses = _loss_of_logits(_unroll_scored(network, params, scored), scored.following)
         return masked_mean(losses, scored.scored)
 
-    def shard(mesh: Mesh) -> TrainStep:
-        return make_sharded_train_step(
-            loss_fn, optimizer, mesh, weight_fn=lambda part: jnp.sum(part[1][1:])
-        )
+    def count_scored(part: Any) -> Array:
+        return jnp.sum(part[1][1:])
 
     step = make_train_step(loss_fn, optimizer)
-    task = Task(name, step, make_batch, validate, music, batch[0], shard)
+    task = Task(name, step, make_batch, validate, music, batch[0], weight_fn=count_scored)
     return task, start_networks(network, optimizer, config)
 
 

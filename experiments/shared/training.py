@@ -16,14 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments.shared.devices import Placement, place_networks
 from experiments.shared.findings import Data
 from experiments.shared.options import InputError, TrainConfig, write_config
 from experiments.shared.output import CHECKPOINTS, Tick
-from jaxrnn import Array, Key, Layer, Params, TrainState, fit, init_train_state
-from jaxrnn.sharding import replicate
+from jaxrnn import Array, Key, Layer, Params, TrainState, init_train_state, train_steps
+from jaxrnn.sharding import replicate, shard_train_step
 from jaxrnn.training import MakeBatch, TrainStep
 
 
@@ -33,7 +33,8 @@ class Task:
 
     name: the folder of its checkpoints. validate: parameters to a scalar, lower is better. inputs:
     the arrays that, with the options, determine it; a run resumes only with the same ones.
-    batch_size, shard_step: if a batch can be split over devices, its size and the step on a mesh.
+    batch_size, batch_axes, weight_fn: the sequences of a batch that can be split over devices, and
+    how (see `shard_train_step`).
     """
 
     name: str
@@ -42,7 +43,8 @@ class Task:
     validate: Callable[[Params], Array]
     inputs: Any
     batch_size: int = 1
-    shard_step: Callable[[Mesh], TrainStep] | None = None
+    batch_axes: Any = 1
+    weight_fn: Callable[[Any], Array] | None = None
 
 
 class Trained(NamedTuple):
@@ -111,8 +113,11 @@ def train(
     config = dataclasses.replace(config, steps=steps or config.steps)
     placement = place_networks(len(start.step), task.batch_size, config.devices)
     mesh = placement.mesh
-    if task.shard_step and not placement.networks_split and mesh.size > 1:
-        task = dataclasses.replace(task, train_step=task.shard_step(mesh))
+    if not placement.networks_split and mesh.size > 1:
+        step = shard_train_step(
+            task.train_step, mesh, batch_axes=task.batch_axes, weight_fn=task.weight_fn
+        )
+        task = dataclasses.replace(task, train_step=step)
     run = _begin(task, replicate(start, mesh), config)
     advance = functools.partial(_train_to_the_end, task, placement, config=config, tick=tick)
     if folder is None:
@@ -165,7 +170,7 @@ def _train_and_validate(
     mesh, networks_split = placement
 
     def one(state: TrainState) -> tuple[TrainState, Array, Array]:
-        state, history = fit(task.train_step, state, task.make_batch, num_steps)
+        state, history = train_steps(task.train_step, state, task.make_batch, num_steps)
         return state, jnp.mean(history["loss"]), task.validate(state.params)
 
     many = jax.vmap(one)

@@ -35,10 +35,10 @@ from jaxrnn import (
     Params,
     TrainState,
     deep_rnn,
-    fit,
     init_train_state,
     initializers,
     make_train_step,
+    train_steps,
 )
 
 VARIANCE = 1 / 6  # of the sum of two numbers from [0, 1): the loss of always answering 1
@@ -170,7 +170,7 @@ def _measure_speed(config: Config, task: Task, states: TrainState) -> Data:
     """Median seconds of a few steps of all networks, in one call and one after another."""
 
     def some_steps(state: TrainState) -> TrainState:
-        return fit(task.train_step, state, task.make_batch, _TIMED_STEPS)[0]
+        return train_steps(task.train_step, state, task.make_batch, _TIMED_STEPS)[0]
 
     one, many = jax.jit(some_steps), jax.jit(jax.vmap(some_steps))
     count = states.step.shape[0]

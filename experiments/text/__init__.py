@@ -26,7 +26,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from jax.sharding import Mesh
 from pydantic import Field
 
 from experiments.data.characters import Text, encode, measure_counts, read_library
@@ -43,11 +42,10 @@ from jaxrnn import (
     TrainState,
     deep_rnn,
     embedding,
-    make_truncated_train_step,
+    make_train_step,
     stack,
+    truncate_train_step,
 )
-from jaxrnn.sharding import make_sharded_truncated_train_step
-from jaxrnn.training import TrainStep
 
 _TARGET = 1.60  # nats per character
 _TEST_STREAMS = 16
@@ -194,13 +192,10 @@ def _make_task(
     updates = config.steps * -(-len(inputs) // config.window)
     rate = warm_up_and_cool_down(config.learning_rate, updates)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
-    step = make_truncated_train_step(loss_of_window, optimizer, config.window)
-
-    def shard(mesh: Mesh) -> TrainStep:
-        return make_sharded_truncated_train_step(loss_of_window, optimizer, mesh, config.window)
-
+    step = make_train_step(loss_of_window, optimizer, has_carry=True)
+    step = truncate_train_step(step, config.window)
     data = (inputs, targets, validation)
-    task = Task("network", step, make_batch, validate, data, config.streams, shard)
+    task = Task("network", step, make_batch, validate, data, config.streams)
     return task, start_networks(network, optimizer, config, (config.streams,))
 
 

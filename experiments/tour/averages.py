@@ -31,9 +31,9 @@ from jaxrnn import (
     Key,
     Params,
     RNNParams,
-    fit,
     init_train_state,
     make_train_step,
+    train_steps,
     unroll,
     vanilla_rnn,
 )
@@ -257,7 +257,8 @@ def _learn(config: Config, activation: Activation, key: Key) -> RNNParams:
             return jnp.mean((ys - targets) ** 2), {}
 
         state = init_train_state(params, optimizer, key)
-        state, _ = fit(make_train_step(loss_fn, optimizer), state, make_batch, config.train_steps)
+        step = make_train_step(loss_fn, optimizer)
+        state, _ = train_steps(step, state, make_batch, config.train_steps)
         return state.params
 
     keys = jax.random.split(key, (2, config.seeds))

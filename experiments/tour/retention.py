@@ -33,9 +33,9 @@ from jaxrnn import (
     Layer,
     Params,
     deep_rnn,
-    fit,
     init_train_state,
     make_train_step,
+    train_steps,
 )
 
 REMEMBERS, _GUESSES, _VANISHED = 0.9, 0.6, 1e-3
@@ -171,7 +171,7 @@ def _measure_group(config: Config, depth: int, lags: list[int], key: Key) -> Dat
 
         state = init_train_state(before, optimizer, key_run)
         train_step = make_train_step(loss_fn, optimizer)
-        state, _ = fit(train_step, state, make_batch, config.train_steps)
+        state, _ = train_steps(train_step, state, make_batch, config.train_steps)
         test = _draw(config, key_test, lag, length, config.test_sequences)
         return {
             "accuracy": jnp.mean(jnp.sign(answer(state.params, test)) == test.signs),

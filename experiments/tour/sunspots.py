@@ -34,10 +34,10 @@ from jaxrnn import (
     Layer,
     Params,
     deep_rnn,
-    fit,
     init_train_state,
     initializers,
     make_train_step,
+    train_steps,
 )
 
 
@@ -217,7 +217,7 @@ def _train(
 
         state = init_train_state(params, optimizer, key)
         step = make_train_step(loss_fn, optimizer)
-        state, history = fit(step, state, lambda key, step: None, config.max_steps)
+        state, history = train_steps(step, state, lambda key, step: None, config.max_steps)
         _, ys = layer.unroll(state.params, None, z[:-1])
         forecasts = to_numbers(series, jnp.concatenate([z[:1], ys]))[:, 0]
         return forecasts, jnp.sqrt(history["validation"])

@@ -1,31 +1,31 @@
-"""One update of a training state, and what keeps a step that went wrong from harming it."""
+"""One update of a training state, which a loss or gradient that is not finite cannot harm."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
 
-from jaxrnn._checks import check_floating, check_shape
+from jaxrnn._checks import check_flag, check_floating, check_function, check_key, check_shape
 from jaxrnn._types import Array, Key, Params
 
 Metrics = dict[str, Array]
 LossFn = Callable[[Params, Any, Key], tuple[Array, Metrics]]
-WindowLossFn = Callable[[Params, Any, Any, Key], tuple[Array, tuple[Any, Metrics]]]
-TrainStep = Callable[["TrainState", Any], tuple["TrainState", Metrics]]
+CarryLossFn = Callable[[Params, Any, Any, Key], tuple[Array, tuple[Any, Metrics]]]
+Average = Callable[[Any, Any], Any]
+"""``((loss, metrics, gradients), batch)`` of one device to the average over all devices."""
 
 
 class TrainState(NamedTuple):
-    """All that the next training step depends on.
+    """Everything that the next training step depends on.
 
-    step: int32 scalar, the number of steps, skipped ones too. params: the caller's pytree.
-    opt_state: optax's. key: the run's random key; it never changes, and each step folds its number
-    into it, so that a run resumed from a saved state repeats what it would have done.
-    carry: what truncated back-propagation takes from window to window, the recurrent states.
+    step: int32 scalar, the number of steps so far, skipped ones included. params: the caller's
+    pytree. opt_state: the optimizer's. key: the run's random key; it never changes, and each step
+    folds its number into it, so that a run resumed from a saved state repeats what it would have
+    done. carry: what the loss hands from step to step, such as recurrent states, or None.
     """
 
     step: Array
@@ -35,75 +35,93 @@ class TrainState(NamedTuple):
     carry: Any = None
 
 
-def make_update(
-    loss_fn: WindowLossFn,
+class TrainStep(Protocol):
+    """``(state, batch) -> (state, metrics)``; see `make_train_step`."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> tuple[TrainState, Metrics]:
+        """The state and the metrics after one step."""
+
+
+def init_train_state(
+    params: Params, optimizer: optax.GradientTransformation, key: Key, *, carry: Any = None
+) -> TrainState:
+    """The state before the first step; `carry` is for ``make_train_step(..., has_carry=True)``.
+
+    Raises:
+      TypeError, ValueError: `optimizer` is not an optax transformation, `key` not a random key.
+    """
+    _check_optimizer(optimizer)
+    check_key("key", key)
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), key, carry)
+
+
+def make_train_step(
+    loss_fn: LossFn | CarryLossFn,
     optimizer: optax.GradientTransformation,
-    average: Callable[[Any, Any], Any] | None = None,
+    *,
+    has_carry: bool = False,
 ) -> TrainStep:
-    """One update of the parameters. `average` is what devices that share it make of ``((loss,
-    metrics, gradients), batch)``, each with its part of the batch."""
-    check_optimizer(optimizer)
-    value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+    """A pure training step ``(state, batch) -> (state, metrics)``.
 
-    def update(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-        key_loss = step_keys(state)[1]
-        (loss, (carry, metrics)), grads = value_and_grad(state.params, state.carry, batch, key_loss)
-        if average is not None:
-            loss, metrics, grads = average((loss, metrics, grads), batch)
-        return update_or_skip(optimizer, state, loss, grads, carry, metrics)
+    Args:
+      loss_fn: ``(params, batch, key) -> (loss, metrics)`` with a scalar loss and a dict of metrics.
+      optimizer: any optax transformation; clipping and schedules are part of it.
+      has_carry: if True, `loss_fn` is ``(params, carry, batch, key) -> (loss, (carry, metrics))``.
+        It is given ``state.carry``, through which no gradient flows, and returns the next one with
+        the same structure, shapes and dtypes: say the state that
+        ``layer.unroll(params, carry, xs)`` reads and returns.
 
-    return update
+    Returns:
+      The step ``(state, batch, *, average=None) -> (state, metrics)``. Its metrics are those of
+      `loss_fn` and
+        ``loss``;
+        ``grad_norm``: the global norm of the gradient before the optimizer;
+        ``skipped``: True if the update was rejected, because the loss or a gradient was not finite
+        or because it would have made a finite parameter or optimizer entry non-finite. A rejected
+        update changes nothing but ``state.step``.
+      ``average((loss, metrics, gradients), batch)`` is how devices that share the step combine
+      theirs (`jaxrnn.sharding.shard_train_step`).
 
+    Raises:
+      TypeError, ValueError: an argument is not as described. From the step, when it is traced: the
+        result of `loss_fn` is not.
+    """
+    check_function("loss_fn", loss_fn)
+    _check_optimizer(optimizer)
+    check_flag("has_carry", has_carry)
 
-def without_carry(loss_fn: LossFn) -> WindowLossFn:
-    """`loss_fn` as a loss that hands its carry on as it is, with its result checked."""
-
-    def loss_of_window(
-        params: Params, carry: Any, batch: Any, key: Key
-    ) -> tuple[Array, tuple[Any, Metrics]]:
-        result = loss_fn(params, batch, key)
-        check_loss(result)
+    def loss_of(params: Params, carry: Any, batch: Any, key: Key) -> Any:
+        fn: Any = loss_fn
+        if has_carry:
+            result = fn(params, carry, batch, key)
+            _check_carry_loss(result, carry)
+            return result
+        result = fn(params, batch, key)
+        _check_loss(result)
         loss, metrics = result
         return loss, (carry, metrics)
 
-    return loss_of_window
+    value_and_grad = jax.value_and_grad(loss_of, has_aux=True)
 
-
-def with_carry(loss_fn: WindowLossFn) -> WindowLossFn:
-    """`loss_fn` with its result checked."""
-
-    def loss_of_window(
-        params: Params, carry: Any, batch: Any, key: Key
-    ) -> tuple[Array, tuple[Any, Metrics]]:
-        result = loss_fn(params, carry, batch, key)
-        _check_window_loss(result, carry)
-        return result
-
-    return loss_of_window
-
-
-def over_windows(update: TrainStep, window: int) -> TrainStep:
-    """The step that takes `update` once for each window of a batch [T, ...]."""
-
-    def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-        num_steps = check_time_axis(batch)
-        whole = num_steps // window * window
-        windows = jax.tree.map(
-            lambda leaf: leaf[:whole].reshape(-1, window, *leaf.shape[1:]), batch
-        )
-        parts: list[Metrics] = []
-        if whole or not num_steps:  # of no steps at all, no window
-            state, metrics = lax.scan(update, state, windows)
-            parts.append(metrics)
-        if whole < num_steps:
-            state, metrics = update(state, jax.tree.map(lambda leaf: leaf[whole:], batch))
-            parts.append(jax.tree.map(lambda leaf: leaf[None], metrics))
-        return state, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+    def train_step(
+        state: TrainState, batch: Any, *, average: Average | None = None
+    ) -> tuple[TrainState, Metrics]:
+        _, key_loss = step_keys(state)
+        (loss, (carry, metrics)), grads = value_and_grad(state.params, state.carry, batch, key_loss)
+        if average is not None:
+            loss, metrics, grads = average((loss, metrics, grads), batch)
+        return _update_or_skip(optimizer, state, loss, grads, carry, metrics)
 
     return train_step
 
 
-def update_or_skip(
+def step_keys(state: TrainState) -> tuple[Key, Key]:
+    """The keys of this step: one for the batch, one for the loss."""
+    key_batch, key_loss = jax.random.split(jax.random.fold_in(state.key, state.step))
+    return key_batch, key_loss
+
+
+def _update_or_skip(
     optimizer: optax.GradientTransformation,
     state: TrainState,
     loss: Array,
@@ -111,57 +129,32 @@ def update_or_skip(
     carry: Any,
     metrics: Metrics,
 ) -> tuple[TrainState, Metrics]:
-    """The state after one update, and the metrics with loss, grad_norm and skipped.
+    """The state after one update, or with its step alone increased, and all metrics.
 
-    The update is skipped, and all but the number of steps stays as it was, where the loss or an
-    entry of the gradient is not finite, or where an entry of the parameters or the optimizer's
-    state that was finite would not be after it. The last is what a gradient of 1e30 does to Adam:
-    its square overflows, and holds that entry still for good.
+    An update that makes a finite entry of the parameters or of the optimizer's state non-finite is
+    rejected even if the gradient is finite: the square of a gradient of 1e30 overflows in Adam, and
+    that parameter would never move again.
     """
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    own, updated_own = (state.params, state.opt_state), (params, opt_state)
+    before, after = (state.params, state.opt_state), (params, opt_state)
     finite = jax.tree.map(lambda leaf: jnp.all(jnp.isfinite(leaf)), (loss, grads))
-    unharmed = jax.tree.map(_stays_finite, own, updated_own)
-    taken = jnp.all(jnp.stack(jax.tree.leaves((finite, unharmed))))
-    before, after = (*own, state.carry), (*updated_own, carry)
+    unharmed = jax.tree.map(_remains_finite, before, after)
+    accepted = jnp.all(jnp.stack(jax.tree.leaves((finite, unharmed))))
     params, opt_state, carry = jax.tree.map(
-        lambda old, new: jnp.where(taken, new, old), before, after
+        lambda old, new: jnp.where(accepted, new, old), (*before, state.carry), (*after, carry)
     )
-    metrics = {**metrics, "loss": loss, "grad_norm": optax.tree.norm(grads), "skipped": ~taken}
+    metrics = {**metrics, "loss": loss, "grad_norm": optax.tree.norm(grads), "skipped": ~accepted}
     return TrainState(state.step + 1, params, opt_state, state.key, carry), metrics
 
 
-def _stays_finite(old: Array, new: Array) -> Array:
+def _remains_finite(old: Array, new: Array) -> Array:
     if not jnp.issubdtype(jnp.result_type(new), jnp.inexact):
         return jnp.ones((), bool)
     return jnp.all(jnp.isfinite(new) | ~jnp.isfinite(old))
 
 
-def step_keys(state: TrainState) -> tuple[Key, Key]:
-    """The keys of this step: one for the data, one for the loss."""
-    first, second = jax.random.split(jax.random.fold_in(state.key, state.step))
-    return first, second
-
-
-def check_loss(result: Any) -> None:
-    """Refuse what is not a scalar floating-point loss with a dict of metrics of other names than
-    those that the step adds."""
-    if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], Mapping):
-        kinds = result if isinstance(result, tuple) else (result,)
-        got = ", ".join(type(part).__name__ for part in kinds)
-        raise TypeError(f"loss_fn returns ({got}), expected (loss, dict of metrics)")
-    taken = [name for name in ("loss", "grad_norm", "skipped") if name in result[1]]
-    if taken:
-        raise ValueError(
-            f"loss_fn returns the metrics {taken}, expected other names than the step's"
-        )
-    loss = jnp.asarray(result[0])
-    check_shape("loss", loss, ())
-    check_floating("loss", loss)
-
-
-def check_optimizer(optimizer: Any) -> None:
+def _check_optimizer(optimizer: Any) -> None:
     """Refuse what is not an optax transformation."""
     if not isinstance(optimizer, optax.GradientTransformation):
         raise TypeError(
@@ -169,7 +162,25 @@ def check_optimizer(optimizer: Any) -> None:
         )
 
 
-def _check_window_loss(result: Any, carry: Any) -> None:
+def _check_loss(result: Any) -> None:
+    """Refuse all but a scalar floating-point loss and a dict of metrics whose names are not those
+    that the step adds."""
+    if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], Mapping):
+        kinds = result if isinstance(result, tuple) else (result,)
+        got = ", ".join(type(part).__name__ for part in kinds)
+        raise TypeError(f"loss_fn returns ({got}), expected (loss, dict of metrics)")
+    reserved = [name for name in ("loss", "grad_norm", "skipped") if name in result[1]]
+    if reserved:
+        raise ValueError(
+            f"loss_fn returns the metrics {reserved}, expected other names than the step's"
+        )
+    loss = jnp.asarray(result[0])
+    check_shape("loss", loss, ())
+    check_floating("loss", loss)
+
+
+def _check_carry_loss(result: Any, carry: Any) -> None:
+    """Refuse all but (loss, (carry, metrics)) with a carry like the one given."""
     if not isinstance(result, tuple) or len(result) != 2:
         kind = type(result).__name__
         raise TypeError(f"loss_fn returns a {kind}, expected (loss, (carry, dict of metrics))")
@@ -177,7 +188,7 @@ def _check_window_loss(result: Any, carry: Any) -> None:
     if not isinstance(aux, tuple) or len(aux) != 2:
         kind = type(aux).__name__
         raise TypeError(f"loss_fn returns (loss, {kind}), expected (loss, (carry, metrics))")
-    check_loss((loss, aux[1]))
+    _check_loss((loss, aux[1]))
     before, after = (_describe_arrays(tree) for tree in (carry, aux[0]))
     if before != after:
         raise ValueError(f"loss_fn returns the carry {after}, expected as it was given, {before}")
@@ -185,12 +196,3 @@ def _check_window_loss(result: Any, carry: Any) -> None:
 
 def _describe_arrays(tree: Any) -> str:
     return str(jax.tree.map(lambda leaf: jax.typeof(leaf).str_short(), tree))
-
-
-def check_time_axis(batch: Any) -> int:
-    """T, the length of every array of the batch."""
-    lengths = [leaf.shape[:1] for leaf in jax.tree.leaves(batch)]
-    if not lengths or len(set(lengths)) > 1 or not lengths[0]:
-        got = ", ".join(str(leaf.shape) for leaf in jax.tree.leaves(batch)) or "no array"
-        raise ValueError(f"batch has {got}, expected arrays [T, ...] of one length")
-    return lengths[0][0]

@@ -11,7 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxrnn
-from jaxrnn import NonFiniteError, fit, init_train_state, make_train_step, make_truncated_train_step
+from jaxrnn import (
+    NonFiniteError,
+    fit,
+    init_train_state,
+    make_train_step,
+    train_steps,
+    truncate_train_step,
+)
 from tests.support.checks import assert_close, assert_identical
 
 pytestmark = pytest.mark.usefixtures("as_on_the_command_line")
@@ -143,7 +150,8 @@ def test_the_carry_of_a_skipped_window_is_the_one_before_it():
 
     xs = np.ones((6, D), np.float32)
     xs[2, 1] = np.nan
-    step = make_truncated_train_step(loss_fn, OPTIMIZERS["adam"], 2)
+    step = make_train_step(loss_fn, OPTIMIZERS["adam"], has_carry=True)
+    step = truncate_train_step(step, 2)
     state, metrics = step(start(OPTIMIZERS["adam"], jnp.zeros(D, jnp.float32)), xs)
     assert metrics["skipped"].tolist() == [False, True, False]
     assert_identical(state.carry, np.full(D, 4, np.float32))
@@ -233,9 +241,9 @@ def test_a_number_of_skipped_steps_below_one_is_refused(bad):
         fit(step, start(OPTIMIZERS["adam"]), bad_from(1), 2, max_skipped=bad)
 
 
-def test_under_jit_a_run_takes_all_its_steps():
+def test_a_run_in_one_scan_takes_all_its_steps():
     step = make_train_step(linear_loss, OPTIMIZERS["adam"])
-    run = jax.jit(lambda state: fit(step, state, bad_from(1), 30, max_skipped=2))
-    state, history = run(start(OPTIMIZERS["adam"]))
+    state, history = train_steps(step, start(OPTIMIZERS["adam"]), bad_from(1), 30)
     assert int(state.step) == 30
     assert int(history["skipped"].sum()) == 29
+    assert all_finite(state.params)

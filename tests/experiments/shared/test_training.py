@@ -12,9 +12,9 @@ import pytest
 from experiments.shared.options import InputError, TrainConfig
 from experiments.shared.training import Task, train
 from jaxrnn import init_train_state, make_train_step
-from jaxrnn.sharding import make_sharded_train_step, use_cpu_devices
+from jaxrnn.sharding import use_cpu_devices
 from tests.support.checks import assert_close
-from tests.test_sharding import run_alone
+from tests.support.processes import run_alone
 
 OPTIMIZER = optax.sgd(0.1, momentum=0.5)
 CONFIG = TrainConfig(seeds=3, steps=20, eval_every=3, patience=2, save_seconds=0)
@@ -123,34 +123,33 @@ def train_on_two_devices():
 
     def loss_of(params, batch, key):
         del key
+        sizes.add(batch.shape[1])
         return jnp.mean((params[:, None] - batch) ** 2), {}
-
-    def shard(mesh):
-        split_over.append(mesh.size)
-        return make_sharded_train_step(loss_of, OPTIMIZER, mesh)
 
     task = dataclasses.replace(
         make_task(), train_step=make_train_step(loss_of, OPTIMIZER), make_batch=make_batch
     )
-    in_batches = dataclasses.replace(task, batch_size=6, shard_step=shard)
+    in_batches = dataclasses.replace(task, batch_size=6)
     cases = (
-        (4, in_batches, None, []),
-        (4, in_batches, 2, []),
-        (3, in_batches, None, []),
-        (3, in_batches, 2, [2]),
-        (3, task, 2, []),
+        (4, in_batches, None, False),
+        (4, in_batches, 2, False),
+        (3, in_batches, None, False),
+        (3, in_batches, 2, True),
+        (3, task, 2, False),
     )
     for seeds, one, devices, split in cases:
-        split_over = []
+        jax.clear_caches()  # so that each training traces its loss anew
+        sizes = set()
         alone = dataclasses.replace(config, seeds=seeds, devices=1)
         expected = train(one, start(seeds), alone, ignore)
-        folder = Path(f"{seeds} {devices} {len(split)}")
+        assert sizes == {6}
+        folder = Path(f"{seeds} {devices} {one.batch_size}")
         both = dataclasses.replace(config, seeds=seeds, devices=devices, folder=folder)
         with pytest.raises(Interrupted):
             train(one, start(seeds), both, interrupt_after(2))
         resumed = dataclasses.replace(both, folder=None, resume=folder)
         got = train(one, start(seeds), resumed, ignore)
-        assert split_over == 2 * split
+        assert (3 in sizes) == split
         assert_close(got.params, expected.params, length=6 * 20)
         np.testing.assert_array_equal(got.steps, expected.steps)
         assert_same(train(one, start(seeds), dataclasses.replace(both, folder=None), ignore), got)
