@@ -50,7 +50,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.flatten_util import ravel_pytree
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxrnn._checks import check_function, check_shape
@@ -105,7 +105,8 @@ def shard_train_step(
     Returns:
       The step. Its state is whole on every device, apart from the carry, which remains split. It
       compiles once if the state is placed so beforehand: with `replicate`, and the carry with
-      ``state._replace(carry=shard_batch(carry, mesh, carry_axes))``. Its metrics are those of
+      ``state._replace(carry=shard_batch(carry, mesh, carry_axes))``. (If `mesh` has axes of type
+      Explicit, `fit` and `train_steps` require a carry to be placed so.) Its metrics are those of
       `train_step`, averaged as the loss is, so that integers and bools become floating-point;
       ``grad_norm`` is that of the averaged gradient. A metric with an entry per sequence cannot be
       averaged and is refused.
@@ -115,7 +116,7 @@ def shard_train_step(
         `batch_axes` or `carry_axes` does not fit, or an axis cannot be split evenly.
     """
     _check_shareable(train_step)
-    mesh = _as_auto(mesh)
+    _check_mesh(mesh)
     if weight_fn is not None:
         check_function("weight_fn", weight_fn)
     if any(axis is None for axis in jax.tree.leaves(carry_axes, is_leaf=_is_none)):
@@ -131,7 +132,7 @@ def shard_train_step(
         carry_specs = _split("carry", state.carry, mesh, carry_axes, mesh.size)
         whole: Any = P()
         state_specs = TrainState(whole, whole, whole, whole, carry_specs)
-        shapes = jax.tree.map(jnp.shape, jax.eval_shape(train_step, state, batch)[1])
+        shapes = _metric_shapes(train_step, state, batch)
         _check_time_is_whole(shapes, batch_specs)
 
         def step_on_device(state: TrainState, part: Any) -> tuple[TrainState, Metrics]:
@@ -147,7 +148,7 @@ def shard_train_step(
             in_specs=(state_specs, batch_specs),
             out_specs=(state_specs, whole),
             check_vma=False,
-        )(state, batch)
+        )(_reshard(state, mesh, state_specs), _reshard(batch, mesh, batch_specs))
 
     return sharded_step
 
@@ -168,7 +169,7 @@ def shard_batch(batch: Any, mesh: Mesh, batch_axes: Any = 1) -> Any:
       TypeError, ValueError: `batch_axes` does not fit the batch, or `batch` cannot be split evenly
         over this process's devices of the mesh.
     """
-    mesh = _as_auto(mesh)
+    _check_mesh(mesh)
     specs = _split("batch", batch, mesh, batch_axes, max(len(mesh.local_devices), 1))
 
     def place(leaf: Any, spec: P) -> Array:
@@ -182,7 +183,7 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 
     The arrays are copies. All processes must give the same values: JAX compares them.
     """
-    mesh = _as_auto(mesh)
+    _check_mesh(mesh)
     sharding = NamedSharding(mesh, P())
 
     def place(leaf: Any) -> Array:
@@ -252,6 +253,17 @@ def _check_shareable(train_step: Any) -> None:
         )
 
 
+def _metric_shapes(train_step: TrainStep, state: TrainState, batch: Any) -> Any:
+    """The shapes of the metrics of the whole batch, as if on one device."""
+
+    def describe(leaf: Any) -> jax.ShapeDtypeStruct:
+        aval = jax.typeof(leaf)
+        return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=aval.weak_type)
+
+    _, metrics = jax.eval_shape(train_step, *jax.tree.map(describe, (state, batch)))
+    return jax.tree.map(jnp.shape, metrics)
+
+
 def _check_time_is_whole(shapes: Any, specs: Any) -> None:
     """Refuse to split time under a truncated step, whose loss is [windows]."""
     splits_time = any(spec and spec[0] is not None for spec in jax.tree.leaves(specs))
@@ -289,8 +301,17 @@ def _average(tree: Any, weight: Array, axes: tuple[str, ...]) -> Any:
     return jax.tree.unflatten(jax.tree.structure(tree), means)
 
 
-def _as_auto(mesh: Any) -> Mesh:
-    """The same devices with axes of type Auto, on which arrays of any sharding can be placed."""
+def _reshard(tree: Any, mesh: Mesh, specs: Any) -> Any:
+    """Split `tree` by `specs`; on axes of type Auto `shard_map` does so by itself."""
+    if AxisType.Explicit not in mesh.axis_types:
+        return tree
+
+    def place(spec: P, part: Any) -> Any:
+        return jax.sharding.reshard(part, NamedSharding(mesh, spec))
+
+    return jax.tree.map(place, specs, tree)
+
+
+def _check_mesh(mesh: Any) -> None:
     if not isinstance(mesh, Mesh):
         raise TypeError(f"mesh is a {type(mesh).__name__}, expected a jax.sharding.Mesh")
-    return Mesh(mesh.devices, mesh.axis_names)

@@ -217,9 +217,15 @@ def train_on_explicit_axes():
         return fit(two, placed, make_batch, STEPS)
 
     expected, expected_history = train(data_mesh())
-    got, history = train(explicit)
-    assert_identical(plain(got), plain(expected))
-    assert_identical(history, expected_history)
+    runs = [train(explicit)]
+    with jax.set_mesh(explicit):
+        runs.append(train(explicit))
+    for got, history in runs:
+        assert_identical(plain(got), plain(expected))
+        assert_identical(history, expected_history)
+        assert {str(leaf.sharding.spec) for leaf in jax.tree.leaves(got.carry)} == {
+            str(PartitionSpec("data", None))
+        }
 
 
 def test_the_gradient_on_two_devices_is_the_mean_of_theirs(tmp_path):
