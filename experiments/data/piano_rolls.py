@@ -165,7 +165,7 @@ def _check_pieces(path: Path, name: str, items: Sequence[np.ndarray]) -> list[np
         if item.size == 0:
             continue
         if item.ndim != 2 or item.shape[1] != KEYS:
-            turned = "; it stands on its side" if item.shape[0] == KEYS else ""
+            turned = "; transposed?" if item.shape[0] == KEYS else ""
             shape = " x ".join(map(str, item.shape))
             raise InputError(f"{where}: {shape}, expected frames x {KEYS}{turned}")
         wrong = (item != 0) & (item != 1)
