@@ -22,10 +22,10 @@ import optax
 from experiments.shared.findings import Data, Finding, count_layers
 from experiments.shared.output import Tick
 from experiments.tour.sunspot_series import (
-    Series,
-    load_series,
+    SplitSunspots,
     measure_baselines,
     rmse_of,
+    split_sunspots,
     to_numbers,
 )
 from jaxrnn import (
@@ -69,7 +69,7 @@ class Config:
 
 def measure(config: Config, seed: int, tick: Tick) -> Data:
     """Forecast the last third by networks, persistence and autoregressions."""
-    series = load_series(config.validation_years)
+    series = split_sunspots(config.validation_years)
     key = jax.random.key(seed)
     networks = {}
     for part, depth in enumerate(config.depths):
@@ -170,7 +170,7 @@ def _optimizer_until(config: Config, stop: Array) -> optax.GradientTransformatio
 
 
 def _choose(
-    config: Config, layer: Layer, series: Series, key: Key
+    config: Config, layer: Layer, series: SplitSunspots, key: Key
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """For each seed the noise and the number of steps with the least validation error, and that
     error. Each seed chooses alone, so that the spread over seeds holds the spread of the choice."""
@@ -186,7 +186,7 @@ def _choose(
 def _train(
     config: Config,
     layer: Layer,
-    series: Series,
+    series: SplitSunspots,
     end: int,
     noises: np.ndarray,
     stops: np.ndarray,
