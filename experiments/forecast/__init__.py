@@ -1,22 +1,20 @@
 """Forecasts of a real series, one and many steps ahead, with bands from an ensemble.
 
 Claim: an ensemble of vanilla networks forecasts the held-out end of a series better than
-persistence and than seasonal persistence, one step ahead and over the whole horizon, and 80 % of
-what happens lies in its 80 % bands. Refuted by the root mean square errors, and by the share of
-test values inside the bands. A linear autoregression fitted on the same past stands in the same
-table.
+persistence and seasonal persistence, one step ahead and over the whole horizon, and its 80 % bands
+cover 80 % of the true values. Refuted by the root mean square errors, and by the share of test
+values inside the bands. The table also compares a linear autoregression fitted to the same past.
 
-The series is cut in time: the networks and the autoregression are fitted on the beginning, chosen
-on the validation part (stopping; the autoregression's order; the bands' noise) and tested on the
-end, which nothing is chosen on. By default it is the yearly sunspot numbers; `--csv FILE --column
-NAME` reads others. A missing value (an empty field) is told to the network by a mark; a step
-without any value is not taken (`mask`); at a gap, where rows are absent, the state begins anew
-(`resets`) and nothing is forecast across. Long series are trained by truncated back-propagation.
+The series is split in time: the networks and the autoregression are fitted to the beginning, chosen
+on the validation part (early stopping; the autoregression's order; the noise of the bands) and
+tested on the end, on which nothing is chosen. The default is the yearly sunspot numbers; `--csv
+FILE --column NAME` reads another series. An extra input tells the network which values are missing
+(empty fields); a row without any value is masked; at a gap, where rows are absent, the state is
+reset and nothing is forecast across it. Long series are trained by truncated back-propagation.
 """
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -28,17 +26,16 @@ import optax
 
 from experiments.data.series import Series, load_sunspots, read_csv
 from experiments.forecast.ensemble import BAND, forecast_ensemble, unroll_forecasts
-from experiments.forecast.figures import plot_forecast
 from experiments.forecast.preparation import (
-    Problem,
+    PreparedSeries,
     Stream,
     make_features,
     make_stream,
-    pose,
+    prepare_series,
     to_units,
 )
-from experiments.shared.baselines import forecast_simply
-from experiments.shared.findings import Data, Finding, Result, describe_seeds
+from experiments.shared.baselines import forecast_baselines
+from experiments.shared.findings import Data, Finding, Result
 from experiments.shared.options import (
     InputError,
     NotNegative,
@@ -47,7 +44,7 @@ from experiments.shared.options import (
     PositiveFraction,
     TrainConfig,
 )
-from experiments.shared.output import Tick
+from experiments.shared.output import Tick, Tick
 from experiments.shared.training import Task, record, start_networks, train
 from jaxrnn import (
     Array,
@@ -55,13 +52,11 @@ from jaxrnn import (
     Layer,
     Params,
     TrainState,
-    dense,
+    deep_rnn,
     initializers,
     make_train_step,
     masked_mean,
-    stack,
     truncate_train_step,
-    vanilla_rnn,
 )
 
 _MAX_ORIGINS = 512
@@ -72,28 +67,28 @@ class Config(TrainConfig):
     """The options of `forecast`."""
 
     csv: Path | None = None
-    """A comma-separated file with a header; without it the yearly sunspot numbers."""
+    """A comma-separated file with a header; by default the yearly sunspot numbers."""
     column: tuple[str, ...] = ()
-    """Columns of the file to forecast, together by one network."""
+    """Columns of the file to forecast, all by the same network."""
     time: str | None = None
-    """Column of the file with increasing numbers or ISO dates, whose jumps are gaps."""
+    """Column of the file with increasing numbers or ISO dates; a jump is a gap."""
     horizon: Positive = 11
-    """Steps ahead to forecast."""
+    """Number of steps ahead to forecast."""
     season: Positive = 11
-    """Steps of the seasonal persistence, and of what is compared with it."""
+    """Period of the seasonal persistence, in steps."""
     transform: Literal["none", "sqrt", "log"] | None = None
-    """What the models read of the values; by default the square root of the sunspot numbers, and
-    the values of a file as they are."""
+    """Transform of the values that the models read; by default sqrt for the sunspot numbers and
+    none for a file."""
     hidden_size: Positive = 16
-    """Hidden units of each layer."""
+    """Hidden units per layer."""
     layers: Positive = 1
-    """Vanilla layers."""
+    """Number of vanilla layers."""
     window: Positive = 128
-    """Steps of truncated back-propagation, and of the past that a forecast is made from."""
+    """Steps of truncated back-propagation, and of the past that each forecast starts from."""
     validation: PositiveFraction = 0.2
-    """Share of the rows, before the test rows, that choices are made on."""
+    """Share of the rows, just before the test rows, on which choices are made."""
     test: PositiveFraction = 0.2
-    """Share of the rows, at the end, to test on."""
+    """Share of the rows, at the end, for testing."""
     learning_rate: PositiveFloat = 0.003
     """AdamW's learning rate."""
     weight_decay: NotNegative = 0.3
@@ -101,33 +96,34 @@ class Config(TrainConfig):
     input_noise: NotNegative = 0.2
     """Standard deviation of the noise on the standardised inputs in training."""
     recurrent_gain: PositiveFloat = 0.9
-    """The recurrent matrices start orthogonal times this."""
+    """The recurrent matrices start as random orthogonal matrices times this."""
     max_order: Positive = 20
-    """Orders of the autoregression, from 1, among which validation chooses."""
+    """Largest order of the autoregression; validation chooses one from 1 to this."""
     seeds: Positive = 20
-    """Networks of the ensemble, trained in one vmapped call."""
+    """Networks in the ensemble, trained in one vmapped call."""
     steps: Positive = 2000
-    """Passes over the series at most; validation may stop a network before."""
+    """Maximum number of passes over the series; validation may stop a network earlier."""
     eval_every: Positive = 20
-    """Passes from one validation to the next, in one compiled call."""
+    """Passes between validations, in one compiled call."""
     patience: Positive = 20
-    """Validations without a new best after which a network has stopped."""
+    """Validations without a new best after which a network stops."""
 
 
 def run(config: Config, progress: Tick) -> Result:
-    """Train the ensemble, forecast the test rows and what follows the last row."""
+    """Train the ensemble; forecast the test rows and the steps after the last row."""
     transform = config.transform or ("none" if config.csv else "sqrt")
-    problem = pose(_read(config), transform, config.validation, config.test, config.horizon)
-    network = _network(config, problem)
-    task, start = _make_task(config, problem, network)
+    series = _read(config)
+    prepared = prepare_series(series, transform, config.validation, config.test, config.horizon)
+    network = _network(config, prepared)
+    task, start = _make_task(config, prepared, network)
     trained = train(task, start, config, progress)
     data: Data = {
         "band": BAND,
-        "series": problem.series._asdict(),
-        "splits": problem.splits,
+        "series": prepared.series._asdict(),
+        "splits": prepared.splits,
         "networks": record(trained),
-        "test": _test(config, problem, network, trained.params),
-        "future": _look_ahead(config, problem, network, trained.params),
+        "test": _test(config, prepared, network, trained.params),
+        "future": _look_ahead(config, prepared, network, trained.params),
     }
     return Result(data, _judge(data))
 
@@ -148,28 +144,23 @@ def _read(config: Config) -> Series:
 # The network
 
 
-def _network(config: Config, problem: Problem) -> Layer:
-    size = problem.z.shape[1]
-    inputs = make_features(problem.z).shape[1]
-    recurrent = initializers.orthogonal(config.recurrent_gain)
-    sizes = [inputs] + [config.hidden_size] * config.layers
-    layers = [
-        vanilla_rnn(before, after, w_hh_init=recurrent)
-        for before, after in itertools.pairwise(sizes)
-    ]
-    return stack(*layers, dense(config.hidden_size, size))
+def _network(config: Config, prepared: PreparedSeries) -> Layer:
+    size = prepared.z.shape[1]
+    inputs = make_features(prepared.z).shape[1]
+    sizes = (inputs, *[config.hidden_size] * config.layers, size)
+    return deep_rnn(sizes, w_hh_init=initializers.orthogonal(config.recurrent_gain))
 
 
-def _make_task(config: Config, problem: Problem, network: Layer) -> tuple[Task, TrainState]:
-    """Passes over the rows to fit; validation goes on from there."""
-    stream = make_stream(problem)
-    size = problem.z.shape[1]
-    targets = jnp.asarray(np.nan_to_num(problem.z[1:]), jnp.float32)
-    # A value is forecast where it is known, the step before was taken, and no gap lies between.
-    scored = ~np.isnan(problem.z[1:]) & ~problem.series.begins[1:, None]
+def _make_task(config: Config, prepared: PreparedSeries, network: Layer) -> tuple[Task, TrainState]:
+    """Training passes over the rows to fit; validation runs on through the rows after them."""
+    stream = make_stream(prepared)
+    size = prepared.z.shape[1]
+    targets = jnp.asarray(np.nan_to_num(prepared.z[1:]), jnp.float32)
+    # Scored are known values that follow an unmasked row without a gap between.
+    scored = ~np.isnan(prepared.z[1:]) & ~prepared.series.begins[1:, None]
     scored &= np.asarray(stream.mask)[:-1, None]
     weights = jnp.asarray(scored)
-    first, second = problem.splits
+    first, second = prepared.splits
 
     def loss_of_window(
         params: Params, state: Any, batch: Any, key: Key
@@ -204,19 +195,19 @@ def _make_task(config: Config, problem: Problem, network: Layer) -> tuple[Task, 
 # Forecasts
 
 
-def _test(config: Config, problem: Problem, network: Layer, params: Params) -> Data:
-    """The forecasts made at the test rows, and their errors [H, C] in the series' units."""
-    origins = _choose_origins(config, problem)
-    values, segments = problem.series.values, np.cumsum(problem.series.begins)
+def _test(config: Config, prepared: PreparedSeries, network: Layer, params: Params) -> Data:
+    """The forecasts from the test rows, and their errors [H, C] in the series' units."""
+    origins = _choose_origins(config, prepared)
+    values, segments = prepared.series.values, np.cumsum(prepared.series.begins)
     rows = origins + 1 + np.arange(config.horizon)[:, None]  # [H, N]
     truth = np.where(segments[rows][..., None] == segments[origins][:, None], values[rows], np.nan)
-    paths, bands = _forecast(config, problem, network, params, origins)
+    paths, bands = _forecast(config, prepared, network, params, origins)
     forecasts = {
-        name: to_units(problem, z)
-        for name, z in forecast_simply(
-            problem.z,
-            problem.series.begins,
-            problem.splits,
+        name: to_units(prepared, z)
+        for name, z in forecast_baselines(
+            prepared.z,
+            prepared.series.begins,
+            prepared.splits,
             origins,
             config.horizon,
             season=config.season,
@@ -228,43 +219,43 @@ def _test(config: Config, problem: Problem, network: Layer, params: Params) -> D
         inside = np.where(np.isnan(truth), np.nan, (bands[0] <= truth) & (truth <= bands[1]))
     return {
         "origins": origins,
-        "truth": truth,  # [H, N, C], NaN where unknown or behind a gap
+        "truth": truth,  # [H, N, C], NaN where unknown or after a gap
         "rmse": {name: _rmse(forecast, truth) for name, forecast in forecasts.items()},  # [H, C]
         "network_rmse": _rmse(paths, truth),  # [S, H, C]
         "last": {name: forecast[:, -1] for name, forecast in forecasts.items()},
         "last_band": bands[:, :, -1],  # [2, H, C]
         "coverage": np.nanmean(inside, axis=1),  # [H, C]
-        "deviation": np.nanstd(values[: problem.splits[0]], axis=0),  # [C]
+        "deviation": np.nanstd(values[: prepared.splits[0]], axis=0),  # [C]
     }
 
 
-def _look_ahead(config: Config, problem: Problem, network: Layer, params: Params) -> Data:
-    """The forecast [H, C] of what follows the last known row, and its band [2, H, C]."""
-    taken = np.flatnonzero(~np.isnan(problem.z).all(axis=1))
-    paths, bands = _forecast(config, problem, network, params, taken[-1:])
-    return {"row": taken[-1], "forecast": paths.mean(axis=0)[:, 0], "band": bands[:, :, 0]}
+def _look_ahead(config: Config, prepared: PreparedSeries, network: Layer, params: Params) -> Data:
+    """The forecast [H, C] of the rows after the last known one, and its band [2, H, C]."""
+    known = np.flatnonzero(~np.isnan(prepared.z).all(axis=1))
+    paths, bands = _forecast(config, prepared, network, params, known[-1:])
+    return {"row": known[-1], "forecast": paths.mean(axis=0)[:, 0], "band": bands[:, :, 0]}
 
 
-def _choose_origins(config: Config, problem: Problem) -> np.ndarray:
-    """Rows [N] whose next `horizon` rows are all test rows: each, or 512 evenly among them."""
-    rows = np.arange(problem.splits[1] - 1, len(problem.z) - config.horizon)
-    rows = rows[~np.isnan(problem.z[rows]).all(axis=1)]
+def _choose_origins(config: Config, prepared: PreparedSeries) -> np.ndarray:
+    """Rows [N] whose next `horizon` rows are all test rows: at most 512, evenly spaced."""
+    rows = np.arange(prepared.splits[1] - 1, len(prepared.z) - config.horizon)
+    rows = rows[~np.isnan(prepared.z[rows]).all(axis=1)]
     if not rows.size:
-        raise InputError(f"{problem.series.name}: no test row has a value to forecast from")
+        raise InputError(f"{prepared.series.name}: no test row has a value to forecast from")
     return rows[np.unique(np.linspace(0, len(rows) - 1, _MAX_ORIGINS).astype(int))]
 
 
 def _forecast(
-    config: Config, problem: Problem, network: Layer, params: Params, origins: np.ndarray
+    config: Config, prepared: PreparedSeries, network: Layer, params: Params, origins: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     key = jax.random.fold_in(jax.random.key(config.seed), 1)
     return forecast_ensemble(
-        network, params, problem, origins, horizon=config.horizon, window=config.window, key=key
+        network, params, prepared, origins, horizon=config.horizon, window=config.window, key=key
     )
 
 
 def _rmse(forecasts: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Over the origins, the last axis but one."""
+    """RMSE over the origins, the last axis but one."""
     return np.sqrt(np.nanmean((forecasts - truth) ** 2, axis=-2))
 
 
@@ -292,7 +283,7 @@ def _judge(data: Data) -> list[Finding]:
     return [
         Finding(
             "single",
-            "An ensemble forecasts better than its networks do alone.",
+            "The ensemble forecasts better than its networks do alone.",
             "its error over the horizon is lower than their mean",
             f"one step {describe_seeds(single[:, 0], 2)}, "
             f"all steps {describe_seeds(single[:, 1], 2)}; "
@@ -302,8 +293,8 @@ def _judge(data: Data) -> list[Finding]:
         *findings,
         Finding(
             "bands",
-            f"The bands hold {BAND:.0%} of what happens.",
-            "the share of the test values inside differs by at most 10 percentage points",
+            f"The bands cover {BAND:.0%} of the true values.",
+            "the share of the test values inside them differs by at most 10 percentage points",
             f"{coverage:.0%} inside",
             abs(coverage - BAND) <= 0.1,
         ),
@@ -311,15 +302,10 @@ def _judge(data: Data) -> list[Finding]:
 
 
 def _pool(rmse: Any, test: Data) -> np.ndarray:
-    """RMSE one step ahead and over the horizon [..., 2]; of several columns the mean, each in units
-    of its standard deviation."""
+    """RMSE one step ahead and over the horizon [..., 2]; for several columns the mean of their
+    RMSEs, each in units of the column's standard deviation."""
     rmse = np.asarray(rmse)
     if rmse.shape[-1] > 1:
         rmse = rmse / test["deviation"]
     whole = np.sqrt(np.mean(rmse**2, axis=-2))
     return np.stack([rmse[..., 0, :].mean(axis=-1), whole.mean(axis=-1)], axis=-1)
-
-
-def plot(data: Data, folder: Path) -> None:
-    """Draw history, forecasts, bands and truth of each column; write forecast.csv."""
-    plot_forecast(data, folder)

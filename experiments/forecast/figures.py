@@ -1,4 +1,4 @@
-"""The figure of `forecast`, and what it forecasts as a table."""
+"""The figures of `forecast`, and its forecasts as a table."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from experiments.shared.output import write_csv
 _HISTORY = 100  # rows of history
 
 
-def plot_forecast(data: Data, folder: Path) -> None:
-    """Draw history, forecasts, bands and truth of each column; write forecast.csv."""
+def plot(data: Data, folder: Path) -> None:
+    """Draw the history, forecasts, bands and true values of each column; write forecast.csv."""
     _write_forecast(data, folder / "forecast.csv")
     for place, column in enumerate(data["series"]["columns"]):
         name = "forecast.png" if len(data["series"]["columns"]) == 1 else f"forecast-{place}.png"
@@ -32,7 +32,7 @@ def _plot_column(data: Data, place: int, column: str, path: Path) -> None:
         top.plot(times[start:], series["values"][start:, place], color=BLACK, lw=1.2, label="truth")
         for row, forecast, band, colour, label in [
             (test["origins"][-1], test["last"]["ensemble"], test["last_band"], SERIES[1], "test"),
-            (future["row"], future["forecast"], future["band"], BLUE, "what follows"),
+            (future["row"], future["forecast"], future["band"], BLUE, "future"),
         ]:
             when = times[row] + step * ahead
             top.plot(when, forecast[:, place], color=colour, lw=1.6, label=f"forecast, {label}")
@@ -56,7 +56,7 @@ def _plot_column(data: Data, place: int, column: str, path: Path) -> None:
 
 
 def _write_forecast(data: Data, path: Path) -> None:
-    """What follows the last row: each column's forecast, and the edges of its band."""
+    """The forecasts after the last row, and the edges of their bands, of each column."""
     columns, future = data["series"]["columns"], data["future"]
     names = [f"{column}{part}" for column in columns for part in ("", " low", " high")]
     steps = zip(future["forecast"], *future["band"], strict=True)

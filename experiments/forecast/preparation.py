@@ -12,7 +12,7 @@ from experiments.data.series import Series
 from experiments.shared.options import InputError
 from jaxrnn import Array
 
-_LEAST = 4  # values of each column in each part of the series
+_LEAST = 4  # values that each column needs in each part of the series
 
 _TRANSFORMS: dict[str, tuple[Callable[..., np.ndarray], Callable[..., np.ndarray]]] = {
     "none": (lambda values: values, lambda z: z),
@@ -21,10 +21,10 @@ _TRANSFORMS: dict[str, tuple[Callable[..., np.ndarray], Callable[..., np.ndarray
 }
 
 
-class Problem(NamedTuple):
+class PreparedSeries(NamedTuple):
     """A series as the models read it: transformed, and standardised by the rows to fit.
 
-    z: [T, C], NaN where missing. splits: rows to fit end, and rows to validate end.
+    z: [T, C], NaN where missing. splits: where the rows to fit end, and those to validate on.
     """
 
     series: Series
@@ -36,15 +36,19 @@ class Problem(NamedTuple):
 
 
 class Stream(NamedTuple):
-    """What the network reads [T, F], whether a step is taken [T], and where segments begin [T]."""
+    """The inputs [T, F] of the network, the mask of its steps [T] and the resets [T]."""
 
     xs: Array
     mask: Array
     resets: Array
 
 
-def pose(series: Series, transform: str, validation: float, test: float, horizon: int) -> Problem:
-    """Split a series: the last share `test` of its rows is tested on, `validation` before it.
+def prepare_series(
+    series: Series, transform: str, validation: float, test: float, horizon: int
+) -> PreparedSeries:
+    """Transform, standardise and split a series.
+
+    The last share `test` of its rows is for testing, the share `validation` before it for choices.
 
     Raises:
       InputError: too few rows or values, or values that cannot be transformed.
@@ -70,23 +74,24 @@ def pose(series: Series, transform: str, validation: float, test: float, horizon
         )
     offset, scale = np.nanmean(values[:first], axis=0), np.nanstd(values[:first], axis=0)
     scale = np.where(scale > 0, scale, 1.0)
-    return Problem(series, transform, (values - offset) / scale, offset, scale, (first, second))
+    z = (values - offset) / scale
+    return PreparedSeries(series, transform, z, offset, scale, (first, second))
 
 
-def to_units(problem: Problem, z: np.ndarray) -> np.ndarray:
-    """Values in the series' own units, of standardised ones."""
-    return _TRANSFORMS[problem.transform][1](z * problem.scale + problem.offset)
+def to_units(prepared: PreparedSeries, z: np.ndarray) -> np.ndarray:
+    """Standardised values in the series' own units."""
+    return _TRANSFORMS[prepared.transform][1](z * prepared.scale + prepared.offset)
 
 
 def make_features(z: np.ndarray) -> np.ndarray:
-    """The inputs [T, F]: the values; and where any is missing in the series, which are known."""
+    """The inputs [T, F]: the values; if any is missing, followed by 1 or 0 for known or missing."""
     known = ~np.isnan(z)
     values = np.where(known, z, 0.0)
     return values if known.all() else np.concatenate([values, known], axis=1)
 
 
-def make_stream(problem: Problem) -> Stream:
-    """The problem's series as a stream of inputs [T, D], with the mask of its steps."""
-    xs = jnp.asarray(make_features(problem.z), jnp.float32)
-    mask = jnp.asarray(~np.isnan(problem.z).all(axis=1))
-    return Stream(xs, mask, jnp.asarray(problem.series.begins))
+def make_stream(prepared: PreparedSeries) -> Stream:
+    """The series as a network reads it; a row without any value is masked."""
+    xs = jnp.asarray(make_features(prepared.z), jnp.float32)
+    mask = jnp.asarray(~np.isnan(prepared.z).all(axis=1))
+    return Stream(xs, mask, jnp.asarray(prepared.series.begins))

@@ -43,9 +43,7 @@ def fill_missing(values: np.ndarray, stop: int) -> np.ndarray:
     return np.where(last >= 0, filled, means)
 
 
-def fit_autoregression(
-    values: np.ndarray, begins: np.ndarray, stop: int, order: int
-) -> np.ndarray:
+def fit_autoregression(values: np.ndarray, begins: np.ndarray, stop: int, order: int) -> np.ndarray:
     """Least squares weights [C, order + 1] of each column's own lags, most recent first, and of a
     constant, fitted to the rows before `stop`; arguments as in `forecast_baselines`."""
     filled = fill_missing(values, stop)

@@ -16,7 +16,7 @@ _USUAL_ORDER = 9  # of an autoregression of this series, near its cycle of 11 ye
 class SplitSunspots(NamedTuple):
     """Yearly `numbers` [N] and z [N], their square roots standardised by the training years.
 
-    The years to fit end at `fit_end`, those to validate on at `train_end`; the rest are for testing.
+    The years to fit end at `fit_end`, those to validate on at `train_end`; the rest test.
     """
 
     years: np.ndarray
@@ -48,7 +48,7 @@ def to_numbers(series: SplitSunspots, z: Any) -> Any:
 def rmse_of(
     series: SplitSunspots, forecasts: np.ndarray, start: int, stop: int | None = None
 ) -> Any:
-    """RMSE [...] of forecasts [..., N], in sunspot numbers, over the years from `start` to `stop`."""
+    """RMSE [...] of forecasts [..., N], in sunspot numbers, from year `start` to `stop`."""
     return np.sqrt(np.mean((forecasts - series.numbers)[..., start:stop] ** 2, axis=-1))
 
 

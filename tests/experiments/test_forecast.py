@@ -9,9 +9,9 @@ import pytest
 
 from experiments import forecast
 from experiments.data.series import Series
-from experiments.forecast.ensemble import forecast as feed_back
-from experiments.forecast.preparation import make_stream, pose, to_units
-from experiments.shared.baselines import forecast_simply
+from experiments.forecast.ensemble import forecast_recursively
+from experiments.forecast.preparation import make_stream, prepare_series, to_units
+from experiments.shared.baselines import forecast_baselines
 
 CONFIG = forecast.Config(
     seeds=2, steps=4, eval_every=2, hidden_size=3, horizon=5, window=16, transform="none"
@@ -31,7 +31,7 @@ def make_series(values, begins=()):
 def forecast_of(values, origins, horizon, *, begins=(), season=4, max_order=6, splits=None):
     series = make_series(values, begins)
     splits = splits or (len(values) // 2, 3 * len(values) // 4)
-    return forecast_simply(
+    return forecast_baselines(
         series.values,
         series.begins,
         splits,
@@ -42,7 +42,7 @@ def forecast_of(values, origins, horizon, *, begins=(), season=4, max_order=6, s
     )
 
 
-def test_persistence_repeats_and_seasonal_persistence_goes_round():
+def test_persistence_repeats_the_last_value_and_seasonal_persistence_the_last_season():
     values = np.random.default_rng(0).normal(size=40)
     got = forecast_of(values, [20, 33], 6)
     for place, origin in enumerate([20, 33]):
@@ -51,7 +51,7 @@ def test_persistence_repeats_and_seasonal_persistence_goes_round():
         np.testing.assert_array_equal(got["seasonal persistence (4)"][:, place, 0], seasonal)
 
 
-def test_an_autoregression_goes_on_with_what_follows_its_rule():
+def test_an_autoregression_continues_a_series_that_is_one():
     values = [1.0, 0.3]
     for _ in range(80):
         values.append(1.6 * values[-1] - 0.98 * values[-2] + 0.1)
@@ -80,21 +80,28 @@ def test_the_autoregression_learns_nothing_across_a_gap_and_nothing_from_missing
         assert whole[step, 0, 0] == pytest.approx(expected, rel=1e-4)
 
 
+def test_orders_beyond_the_rows_to_fit_do_no_harm():
+    values = np.random.default_rng(0).normal(size=24)
+    forecasts = forecast_of(values, [18, 19], 4, max_order=20, splits=(14, 19))
+    for path in forecasts.values():
+        assert np.isfinite(path).all()
+
+
 @pytest.fixture
-def problem():
+def prepared():
     rng = np.random.default_rng(0)
     values = np.stack([np.sin(np.arange(120) / 3), rng.normal(size=120)], axis=1)
     values[[3, 40, 41, 111], 0] = np.nan
     values[[40, 90], 1] = np.nan  # row 40 has no value at all
-    return pose(make_series(values, begins=(30, 100)), "none", 0.2, 0.2, 5)
+    return prepare_series(make_series(values, begins=(30, 100)), "none", 0.2, 0.2, 5)
 
 
-def test_a_network_feeds_back_what_it_forecasts(problem):
-    network = forecast._network(CONFIG, problem)
+def test_a_network_feeds_back_what_it_forecasts(prepared):
+    network = forecast._network(CONFIG, prepared)
     params = network.init(jax.random.key(0))
-    stream = make_stream(problem)
+    stream = make_stream(prepared)
     origins, horizon = np.array([115, 104, 60]), 4
-    got = feed_back(
+    got = forecast_recursively(
         network, horizon, 16, stream, jnp.asarray(origins), params, jnp.zeros(2), jax.random.key(1)
     )
     for place, origin in enumerate(origins):
@@ -109,36 +116,36 @@ def test_a_network_feeds_back_what_it_forecasts(problem):
             mask, resets = np.append(mask, True), np.append(resets, False)
 
 
-def test_the_network_sees_which_values_are_missing_and_no_nan(problem):
-    xs = np.asarray(make_stream(problem).xs)
+def test_the_network_sees_which_values_are_missing_and_no_nan(prepared):
+    xs = np.asarray(make_stream(prepared).xs)
     assert xs.shape == (120, 4)
     assert np.isfinite(xs).all()
-    np.testing.assert_array_equal(xs[:, 2:] == 1, ~np.isnan(problem.z))
-    assert np.flatnonzero(~np.asarray(make_stream(problem).mask)).tolist() == [40]
+    np.testing.assert_array_equal(xs[:, 2:] == 1, ~np.isnan(prepared.z))
+    assert np.flatnonzero(~np.asarray(make_stream(prepared).mask)).tolist() == [40]
 
 
-def test_what_stands_behind_a_gap_or_is_missing_is_neither_learned_nor_scored(problem):
-    network = forecast._network(CONFIG, problem)
-    task, _ = forecast._make_task(CONFIG, problem, network)
+def test_what_follows_a_gap_or_is_missing_is_neither_learned_nor_scored(prepared):
+    network = forecast._network(CONFIG, prepared)
+    task, _ = forecast._make_task(CONFIG, prepared, network)
     weights = np.asarray(task.inputs[2])  # row t: is the forecast of row t + 1 scored?
     assert not weights[29].any()  # a gap
     assert not weights[39].any()  # missing
-    assert not weights[40].any()  # no step was taken to forecast from
+    assert not weights[40].any()  # the row to forecast from is masked
     assert weights[2].tolist() == [False, True]
     assert weights[10].all()
 
 
-def test_a_run_returns_finite_forecasts_whatever_is_missing(problem):
+def test_a_run_returns_finite_forecasts_whatever_is_missing(prepared):
     config = dataclasses.replace(CONFIG, column=("a",))
-    network = forecast._network(config, problem)
+    network = forecast._network(config, prepared)
     params = jax.vmap(network.init)(jax.random.split(jax.random.key(0), 2))
-    test = forecast._test(config, problem, network, params)
+    test = forecast._test(config, prepared, network, params)
     assert test["truth"].shape == (5, len(test["origins"]), 2)
-    assert np.isnan(test["truth"]).any()  # row 111, and behind the gap at 100
+    assert np.isnan(test["truth"]).any()  # row 111, and after the gap at 100
     for rmse in test["rmse"].values():
         assert np.isfinite(rmse).all()
     assert ((test["coverage"] >= 0) & (test["coverage"] <= 1)).all()
-    future = forecast._look_ahead(config, problem, network, params)
+    future = forecast._look_ahead(config, prepared, network, params)
     assert future["row"] == 119
     low, high = future["band"]
     assert (low <= high).all()
@@ -146,5 +153,5 @@ def test_a_run_returns_finite_forecasts_whatever_is_missing(problem):
 
 def test_transforms_are_undone():
     values = np.exp(np.random.default_rng(0).normal(size=(60, 1)))
-    problem = pose(make_series(values), "log", 0.2, 0.2, 5)
-    np.testing.assert_allclose(to_units(problem, problem.z), values, rtol=1e-12)
+    prepared = prepare_series(make_series(values), "log", 0.2, 0.2, 5)
+    np.testing.assert_allclose(to_units(prepared, prepared.z), values, rtol=1e-12)
