@@ -1,1 +1,1 @@
-"""The data that experiments train on: generated, carried by a library, or read from a file."""
+"""The data that experiments train on: generated, from a library, or read from a file."""

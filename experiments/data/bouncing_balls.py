@@ -1,8 +1,9 @@
 """Videos of bouncing balls, drawn on the device: the generator of Sutskever, Hinton & Taylor 2008.
 
-Three balls of radius 1.2 and mass 1 in a box of 10 x 10. All velocities together are a normal
-vector scaled to norm 0.5; a frame is two half steps; walls and pairs of balls are elastic. A video
-has frames of 30 x 30 pixels, each min(1, sum over the balls of exp(-((distance / radius)^2)^4)).
+Three balls of radius 1.2 and mass 1 move in a box of 10 x 10. The vector of all velocities is
+normal, scaled to norm 0.5; each frame advances by two half steps; collisions with walls and between
+balls are elastic. A frame has 30 x 30 pixels, each min(1, sum over the balls of
+exp(-((distance / radius)^2)^4)).
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def render(centres: Array) -> Array:
 def _draw_start(key: Key) -> tuple[Array, Array]:
     """Centres and velocities [BALLS, 2], with the balls inside the box and apart.
 
-    As in the original, centres are uniform in [2, 10] and drawn anew until they fit.
+    As in the original, centres are uniform in [2, 10] and redrawn until they fit.
     """
     key_centres, key_velocities = jax.random.split(key)
 
@@ -72,7 +73,7 @@ def _half_step(centres: Array, velocities: Array) -> tuple[Array, Array]:
     speeds = jnp.abs(velocities)
     velocities = jnp.where(centres < _RADIUS, speeds, velocities)
     velocities = jnp.where(centres > _BOX - _RADIUS, -speeds, velocities)
-    for i, j in _PAIRS:  # balls of equal mass that touch exchange their speeds along the line
+    for i, j in _PAIRS:  # touching balls of equal mass swap their speeds along the line
         line = centres[i] - centres[j]
         distance = jnp.sqrt(jnp.sum(line**2))
         line = line / distance

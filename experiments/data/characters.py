@@ -1,4 +1,4 @@
-"""Text: a file, or the sources of Python's standard library, as numbers of characters."""
+"""Text from a file, or from the sources of Python's standard library, as codes of characters."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from experiments.shared.options import InputError
 
 _LIBRARY_SIZE = 1_000_000
 _MAX_ALPHABET = 1000
-_PRIOR = 4.0  # characters that the shorter context is worth
+_PRIOR = 4.0  # weight of the shorter context, in characters
 
 
 class Text(NamedTuple):
     """A text of N characters.
 
-    codes: [N] int32, places in `alphabet`, the characters that occur, in order. The last is a sign
-    for characters that the part to fit does not have, where there are any.
+    codes: [N] int32, indices into `alphabet`, the sorted characters of the part to fit, followed by
+    one that replaces all other characters if there are any.
     """
 
     name: str
@@ -43,10 +43,10 @@ def read_library() -> str:
 
 
 def encode(name: str, text: str, fit_end: int) -> Text:
-    """The text as numbers; characters that `text[:fit_end]` does not have share one.
+    """The text as codes; characters that do not occur in `text[:fit_end]` share one.
 
     Raises:
-      InputError: a text of one character only, or of too many different ones.
+      InputError: the text has only one character, or too many different ones.
     """
     known = sorted(set(text[:fit_end]))
     if not 2 <= len(known) <= _MAX_ALPHABET:
@@ -62,10 +62,11 @@ def encode(name: str, text: str, fit_end: int) -> Text:
 
 
 def measure_counts(codes: np.ndarray, fit_end: int, start: int, size: int) -> dict[str, float]:
-    """Nats a character from `start` on, of models that count characters in `codes[:fit_end]`.
+    """Nats per character from `start` on, of models that count characters in `codes[:fit_end]`.
 
-    A character after its `order` predecessors has the probability (count + k p) / (total + k), p
-    that of the next shorter context, down to equal ones, and k = 4 (MacKay & Peto 1995).
+    A character after its `order` predecessors has the probability (count + k p) / (total + k),
+    where p is its probability in the next shorter context (uniform below the empty one) and k = 4
+    (MacKay & Peto 1995).
     """
     nats = {}
     lower = np.full(len(codes), 1 / size)

@@ -1,4 +1,4 @@
-"""Reading files that a person hands in."""
+"""Reading the files that a user names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def read_bytes(path: Path) -> bytes:
     """The bytes of a file that is not empty.
 
     Raises:
-      InputError: no such file, not a file, or empty.
+      InputError: the file does not exist, is a folder or is empty.
     """
     try:
         content = path.read_bytes()
@@ -23,10 +23,10 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_text(path: Path) -> str:
-    """The text of a UTF-8 file, with line ends as newlines.
+    """The text of a UTF-8 file, every line end a newline.
 
     Raises:
-      InputError: as `read_bytes`, and binary data or another encoding, with the line.
+      InputError: as `read_bytes`, and for binary data or another encoding, with the line.
     """
     content = read_bytes(path)
     if b"\0" in content:

@@ -1,13 +1,13 @@
-"""Polyphonic piano rolls of 88 keys: Bach's chorales, or a file in the field's standard form.
+"""Polyphonic piano rolls of 88 keys: Bach's chorales, or a file in the field's standard format.
 
-A roll is [frames, 88] of 0 and 1: which keys of the piano, 21 to 108 as MIDI numbers them, sound.
+A roll [frames, 88] of 0 and 1 says which keys of the piano, MIDI numbers 21 to 108, sound.
 
-The chorales are those that music21 carries in four parts. The key signature brings each to C major
-or A minor, by at most six semitones. A frame is what sounds at a quarter note, counted from the
-first that is whole; repeats are not written out. The catalogue number (BWV) fixes the split: one
-that ends in 0 or 1 is tested on, in 2 or 3 validated on, and the others are trained on. A version
-of a chorale that came before is left out: one of which over half of the windows of four frames are
-found there too, in any key.
+The chorales are those in four parts that music21 includes, each transposed to C major or A minor
+according to its key signature, by at most six semitones. A frame is what sounds at a quarter note,
+counted from the first complete one; repeats are not written out. The catalogue number (BWV) decides
+the split: numbers that end in 0 or 1 are for testing, in 2 or 3 for validation, and the others for
+training. A version of an earlier chorale is left out: one of whose windows of four frames more than
+half occur in the earlier one, in any key.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import importlib
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,13 +30,13 @@ LOWEST = 21
 """The MIDI number of the lowest key."""
 
 _VOICES = 4
-_WINDOW, _SHARED = 4, 0.5  # frames, and the share of windows that makes two pieces versions of one
+_WINDOW, _SHARED = 4, 0.5  # frames, and the shared windows that make two pieces versions of one
 _SPLIT_OF_DIGIT = ("test", "test", "valid", "valid", *["train"] * 6)
 _VARIABLES = {"train": "traindata", "valid": "validdata", "test": "testdata"}
 
 
 class PianoRolls(NamedTuple):
-    """Pieces [frames, KEYS] uint8, each of two frames or more, split in three."""
+    """Pieces [frames, KEYS] uint8, each of at least two frames, in three splits."""
 
     name: str
     train: list[np.ndarray]
@@ -45,7 +45,7 @@ class PianoRolls(NamedTuple):
 
 
 def import_extra(module: str) -> Any:
-    """A module of the extra `music`."""
+    """Import a module of the extra `music`."""
     try:
         return importlib.import_module(module)
     except ImportError:
@@ -73,7 +73,7 @@ def roll_of(pitches: Sequence[Sequence[int]]) -> np.ndarray:
 
 
 def load_chorales(tick: Tick) -> PianoRolls:
-    """The chorales that music21 carries; reading them takes up to a minute.
+    """The chorales that music21 includes; reading them takes up to a minute.
 
     Raises:
       InputError: music21 is not installed.
@@ -101,7 +101,7 @@ def load_chorales(tick: Tick) -> PianoRolls:
 
 
 def _catalogue_number(name: str) -> tuple[int, ...]:
-    """The numbers of a file's name: (10, 7) of bwv10.7.mxl; () of one without a number."""
+    """The numbers in a file's name: (10, 7) for bwv10.7.mxl; () without a number."""
     match = re.match(r"bwv(\d+)(?:\.(\d+))?", name)
     return tuple(int(part or 0) for part in match.groups()) if match else ()
 
@@ -128,13 +128,13 @@ def _read_score(score: Any) -> np.ndarray:
 
 
 def _windows_of(roll: np.ndarray) -> set[bytes]:
-    """The windows of a roll, whatever its key: each without the keys outside its range."""
+    """The windows of a roll, independent of its key: each without the keys outside its range."""
     windows = set()
     for start in range(max(len(roll) - _WINDOW, 0) + 1):
         window = roll[start : start + _WINDOW]
         played = np.flatnonzero(window.any(axis=0))
         low, high = (played[0], played[-1] + 1) if played.size else (0, 0)
-        windows.add(window[:, low:high].T.tobytes())  # by key, so that the range follows from it
+        windows.add(window[:, low:high].T.tobytes())  # key by key: the bytes tell the range
     return windows
 
 
@@ -148,10 +148,10 @@ def _share(ours: set[bytes], theirs: set[bytes]) -> float:
 def read_mat(path: Path) -> PianoRolls:
     """The pieces of a .mat file with cell arrays traindata, validdata and testdata.
 
-    A piece of fewer than two frames holds nothing to predict and is left out.
+    A piece of fewer than two frames contains nothing to predict and is left out.
 
     Raises:
-      InputError: a file that cannot be used, with the variable, the piece and the frame.
+      InputError: the file cannot be used; names the variable, the piece and the frame.
     """
     cells = read_cells(path, tuple(_VARIABLES.values()))
     splits = {split: _check_pieces(path, name, cells[name]) for split, name in _VARIABLES.items()}
@@ -177,28 +177,5 @@ def _check_pieces(path: Path, name: str, items: Sequence[np.ndarray]) -> list[np
         if len(item) > 1:
             pieces.append(np.ascontiguousarray(item, np.uint8))
     if not pieces:
-        raise InputError(f"{path}, {name}: no piece of two frames or more")
+        raise InputError(f"{path}, {name}: no piece of at least two frames")
     return pieces
-
-
-# What a model without a network gets
-
-
-def score_markov(rolls: PianoRolls, condition: Callable[[np.ndarray], np.ndarray]) -> float:
-    """Each key by itself, given the `condition` of it in the frame before: its frequency, with one
-    frame added in which it sounds as often as it does at all (half a frame for a key never heard).
-    """
-
-    def count(pieces: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """How often each key [2, KEYS] is in each condition, and sounds in the frame after."""
-        before = condition(np.concatenate([piece[:-1] for piece in pieces]))
-        after = np.concatenate([piece[1:] for piece in pieces])
-        cases = np.stack([before == 0, before == 1])
-        return cases.sum(axis=1), (cases & (after == 1)).sum(axis=1)
-
-    frames, sounding = count(rolls.train)
-    overall = (sounding.sum(axis=0) + 0.5) / (frames.sum(axis=0) + 1)
-    p = (sounding + overall) / (frames + 1)
-    frames, sounding = count(rolls.test)
-    nats = -(sounding * np.log(p) + (frames - sounding) * np.log1p(-p))
-    return float(nats.sum() / frames[:, 0].sum())

@@ -1,4 +1,4 @@
-"""The figures of `music`."""
+"""The figures of `music`, and its samples as MIDI files."""
 
 from __future__ import annotations
 
@@ -7,12 +7,24 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 
+from experiments.data.midi import write_midi
+from experiments.data.piano_rolls import roll_of
 from experiments.shared.figures import BLACK, GREY, SKY, VERMILION, saved_figure, say
 from experiments.shared.findings import Data
 
 
-def plot_rolls(data: Data, path: Path) -> None:
-    """Draw test pieces beside what a network makes of their openings."""
+def plot(data: Data, folder: Path) -> None:
+    """Draw rolls.png and nll.png; write every sample, and the piece it continues, as MIDI."""
+    samples = data["samples"]
+    for number in range(len(samples["sampled"])):
+        for kind in ("real", "sampled"):
+            write_midi(folder / f"{kind}-{number + 1}.mid", roll_of(samples[kind][number]))
+    _plot_rolls(data, folder / "rolls.png")
+    _plot_scores(data, folder / "nll.png")
+
+
+def _plot_rolls(data: Data, path: Path) -> None:
+    """Draw test pieces beside a network's continuations of their openings."""
     samples = data["samples"]
     rows, primed = len(samples["sampled"]), samples["primed"]
     frames = max(map(len, samples["sampled"]))
@@ -32,21 +44,21 @@ def plot_rolls(data: Data, path: Path) -> None:
                 axes.set(xlim=(0, frames), ylim=(low, high))
             pair[0].set_ylabel("MIDI pitch")
         grid[0, 0].set_title("test pieces")
-        grid[0, 1].set_title("sampled; given where shaded")
+        grid[0, 1].set_title("continued; the shaded part is given")
         for axes in grid[-1]:
             axes.set_xlabel("frame")
-        say(figure, f"{data['name']}: test pieces, and how a network goes on from their openings")
+        say(figure, f"{data['name']}: test pieces, and a network's continuations of their openings")
 
 
 def _dots(pitches: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Frames and pitches of all that sounds."""
+    """The frame and the pitch of every sounding key."""
     dots = [(frame, pitch) for frame, sounding in enumerate(pitches) for pitch in sounding]
     frames, heard = np.array(dots, int).reshape(-1, 2).T
     return frames, heard
 
 
-def plot_scores(data: Data, path: Path) -> None:
-    """Draw the course of training, and the test NLL of every model."""
+def _plot_scores(data: Data, path: Path) -> None:
+    """Draw the training curves, and the test NLL of every model."""
     test = data["test"]
     with saved_figure(path) as figure:
         left, right = figure.subplots(1, 2, width_ratios=(3, 2))
@@ -56,15 +68,15 @@ def plot_scores(data: Data, path: Path) -> None:
                 label = name if seed == 0 else None
                 left.plot(curves["steps"], curve, color=colour, lw=1, alpha=0.7, label=label)
         best = min(np.min(data["networks"][name]["validation"]) for name in ("plain", "network"))
-        left.set(xlabel="training steps", ylabel="validation NLL, nats a frame")
+        left.set(xlabel="training steps", ylabel="validation NLL, nats per frame")
         left.set_ylim(best - 0.1, best + 2.0)
         left.legend()
         _plot_test(right, test)
         say(
             figure,
-            f"{data['name']}: {np.mean(test['network']):.2f} nats a frame, "
+            f"{data['name']}: {np.mean(test['network']):.2f} nats per frame, "
             f"the plain network {np.mean(test['plain']):.2f}, an ensemble {test['ensemble']:.2f}",
-            f"one line a seed; test NLL of {data['pieces']['test']} pieces that chose nothing",
+            f"one line per seed; test NLL of {data['pieces']['test']} pieces that no choice used",
         )
 
 
@@ -85,5 +97,5 @@ def _plot_test(axes: Axes, test: Data) -> None:
             fontsize=9,
         )
     axes.set_yticks(range(len(names)), names)
-    axes.set(xlabel="test NLL, nats a frame", ylim=(-0.5, len(names) - 0.3))
+    axes.set(xlabel="test NLL, nats per frame", ylim=(-0.5, len(names) - 0.3))
     axes.margins(x=0.15)

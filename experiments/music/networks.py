@@ -1,4 +1,4 @@
-"""The networks of `music`: the plain one, and the one whose readout keys and octaves share."""
+"""The networks of `music`: a plain one, and one whose readout is shared by keys and octaves."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from jaxrnn import (
 )
 
 _OCTAVE = 12
-_REACH = 12  # keys on either side of a key that its logit looks at
-_CHANNELS = 4  # numbers that the recurrent network says of each key
+_REACH = 12  # keys on either side of a key that its logit depends on
+_CHANNELS = 4  # outputs of the recurrent network for each key
 _SHARED_SIZE = 16
 _APART = np.arange(KEYS)[:, None] - np.arange(KEYS)
 _PLACES = np.where(np.abs(_APART) <= _REACH, _APART + _REACH, 2 * _REACH + 1)
@@ -36,16 +36,16 @@ _PLAIN_SIZE = 150
 
 
 class SharedParams(NamedTuple):
-    """What all keys share: the weights of a small network that each key's logit goes through."""
+    """The weights of the small network, the same for all keys, that computes their logits."""
 
-    w_near: Array  # [2 * _REACH + 1, _SHARED_SIZE], of the keys that sound near the key
-    w_channel: Array  # [_CHANNELS, _SHARED_SIZE], of what the recurrent network says of the key
+    w_near: Array  # [2 * _REACH + 1, _SHARED_SIZE], for the keys that sound around the key
+    w_channel: Array  # [_CHANNELS, _SHARED_SIZE], for the key's channels
     b: Array  # [_SHARED_SIZE]
     w_out: Array  # [_SHARED_SIZE]
 
 
 def sharing_network(size: int, layers: int, dropped: float, dropped_inputs: float) -> Layer:
-    """Vanilla layers and a hidden layer, below a readout that keys and octaves share."""
+    """Vanilla layers and a dense hidden layer below a readout shared by keys and octaves."""
     sizes = [KEYS + _OCTAVE] + [size] * layers
     below_readout: list[Layer] = [dropout(sizes[0], dropped_inputs)]
     for below, above in itertools.pairwise(sizes):
@@ -56,12 +56,12 @@ def sharing_network(size: int, layers: int, dropped: float, dropped_inputs: floa
 
 
 def plain_network() -> Layer:
-    """`torch.nn.RNN` of one layer and 150 units with a dense readout."""
+    """`torch.nn.RNN` with one layer of 150 units, and a dense readout."""
     return stack(_torch_rnn(KEYS, _PLAIN_SIZE), _torch_dense(_PLAIN_SIZE, KEYS))
 
 
 def _torch_rnn(below: int, above: int) -> Layer:
-    """A vanilla layer that starts as `torch.nn.RNN`, with a spectral radius of about 0.58."""
+    """A vanilla layer initialised as `torch.nn.RNN`, with a spectral radius of about 0.58."""
     uniform = initializers.uniform(1 / math.sqrt(above))
     return vanilla_rnn(below, above, w_ih_init=uniform, w_hh_init=uniform)
 
@@ -71,7 +71,7 @@ def _torch_dense(below: int, above: int) -> Layer:
 
 
 def _squashed(layer: Layer) -> Layer:
-    """The layer's outputs through tanh."""
+    """The layer followed by tanh."""
 
     def step(params: Params, state: Any, x: Array) -> tuple[Any, Array]:
         state, y = layer.step(params, state, x)
@@ -87,10 +87,11 @@ def _squashed(layer: Layer) -> Layer:
 def _sharing(layer: Layer) -> Layer:
     """From frames [..., KEYS] to logits [..., KEYS].
 
-    `layer` also reads how many keys of each pitch class sound. Of each key and of each pitch class
-    it says _CHANNELS numbers; a key has the sum of its own and its class's. The first is a logit;
-    to it comes what a network, the same for every key, makes of all of them and of the keys that
-    sound around it. Parameters: (those of `layer`, SharedParams).
+    `layer` reads the frame and the number of sounding keys of each pitch class. It has _CHANNELS
+    outputs for each key and for each pitch class; a key's channels are the sum of its own and those
+    of its class. A key's logit is the first channel plus the output of a small network, the same
+    for every key, that reads all of its channels and the keys that sound around it. Parameters:
+    (those of `layer`, SharedParams).
     """
     classes = jnp.asarray(np.arange(KEYS)[:, None] % _OCTAVE == np.arange(_OCTAVE), jnp.float32)
 
@@ -110,8 +111,8 @@ def _sharing(layer: Layer) -> Layer:
     def narrow(shared: SharedParams, ys: Array, frames: Array) -> Array:
         ys = ys.reshape(*ys.shape[:-1], KEYS + _OCTAVE, _CHANNELS)
         channels = ys[..., :KEYS, :] + classes @ ys[..., KEYS:, :]
-        # One matrix [KEYS, KEYS, _SHARED_SIZE], zero out of reach: faster than to cut each key's
-        # surroundings out.
+        # One matrix [KEYS, KEYS, _SHARED_SIZE], zero out of reach: faster than gathering the
+        # surroundings of each key.
         band = jnp.pad(shared.w_near, [(0, 1), (0, 0)])[_PLACES]
         near = jnp.einsum("...j,jkh->...kh", frames.astype(classes.dtype), band)
         hidden = jnp.tanh(near + channels @ shared.w_channel + shared.b)
@@ -132,8 +133,8 @@ def _sharing(layer: Layer) -> Layer:
 
 
 def drop_connect(params: Params, rate: float, key: Key) -> Params:
-    """Drop recurrent weights of a `sharing_network`, the same at every step, and scale the others
-    up."""
+    """Drop recurrent weights of a `sharing_network`, the same at every time step, and scale up the
+    others."""
 
     def drop(layer: Params, key: Key) -> Params:
         if not isinstance(layer, RNNParams):
@@ -148,8 +149,8 @@ def drop_connect(params: Params, rate: float, key: Key) -> Params:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def sample(network: Layer, count: int, params: Params, opening: Array, key: Key) -> Array:
-    """`count` frames [count, N, KEYS] after the frames `opening` [P, N, KEYS], each key by itself
-    given the past."""
+    """Draw `count` frames [count, N, KEYS] that follow the frames `opening` [P, N, KEYS]; keys are
+    independent given the past."""
     state, logits = network.unroll(params, None, opening)
 
     def draw(carry: tuple[Any, Array], key: Key) -> tuple[tuple[Any, Array], Array]:

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import music
-from experiments.data.piano_rolls import KEYS, PianoRolls, score_markov
+from experiments.data.piano_rolls import KEYS, PianoRolls
 from experiments.music.networks import drop_connect, plain_network, sharing_network
-from jaxrnn import masked_mean
+from experiments.music.pieces import arrange_pieces, draw_batch, pack_pieces
+from experiments.music.scoring import score_markov, score_pieces
 
 pytestmark = pytest.mark.usefixtures("as_on_the_command_line")
 
@@ -32,9 +32,8 @@ def init(network):
 def test_the_figure_is_the_loss_of_all_frames_but_the_first_of_every_piece_pooled(name):
     network, rolls = NETWORKS[name], draw_rolls()
     params = init(network)
-    scored = music._pack_split(rolls)
-    losses = music._loss_of_logits(music._unroll_scored(network, params, scored), scored.following)
-    got = masked_mean(losses, scored.scored)
+    pieces = pack_pieces(rolls)
+    got = score_pieces(network, params, pieces)
 
     total, frames = 0.0, 0
     for roll in rolls:
@@ -42,7 +41,7 @@ def test_the_figure_is_the_loss_of_all_frames_but_the_first_of_every_piece_poole
         p = 1 / (1 + np.exp(-logits))
         total -= np.sum(np.log(np.where(roll[1:] == 1, p, 1 - p)))
         frames += len(roll) - 1
-    assert frames == int(scored.scored.sum()) == 22
+    assert frames == int(pieces.scored.sum()) == 22
     assert float(got) == pytest.approx(total / frames, rel=1e-5)
 
 
@@ -89,8 +88,8 @@ def test_dropped_recurrent_weights_are_zero_and_the_others_keep_their_mean():
 
 def test_a_batch_holds_stretches_of_pieces_and_marks_what_lies_behind_them():
     rolls = draw_rolls(lengths=(30, 4, 9))
-    data = music._pack(PianoRolls("made", rolls, rolls, rolls))
-    frames, mask = music._draw_batch(jax.random.key(0), data, 50, 8)
+    pieces = arrange_pieces(PianoRolls("made", rolls, rolls, rolls))
+    frames, mask = draw_batch(jax.random.key(0), pieces, 50, 8)
     assert frames.shape == (9, 50, KEYS)
     found = set()
     for frame, marks in zip(np.asarray(frames).swapaxes(0, 1), np.asarray(mask).T, strict=True):

@@ -115,8 +115,8 @@ MALFORMED = {
     "matrix for a list": (mat_bytes(traindata=rolls()[0]), "no cell array traindata"),
     "struct for a list": (mat_bytes(validdata={"a": 1.0}), "validdata .struct"),
     "text for a list": (mat_bytes(testdata="pieces"), "testdata .char"),
-    "no pieces": (mat_bytes(traindata=cells([])), "traindata: no piece of two frames"),
-    "one frame": (with_train(rolls()[0][:1]), "traindata: no piece of two frames"),
+    "no pieces": (mat_bytes(traindata=cells([])), "traindata: no piece of at least two frames"),
+    "one frame": (with_train(rolls()[0][:1]), "traindata: no piece of at least two frames"),
     "87 keys": (with_train(rolls()[0][:, 1:]), "piece 1: 12 x 87, expected frames x 88"),
     "transposed": (with_train(rolls()[0].T), "piece 1: 88 x 12, expected frames x 88; transposed"),
     "three axes": (with_train(np.zeros((4, KEYS, 2))), "piece 1: 4 x 88 x 2"),
@@ -286,7 +286,7 @@ def test_midi_holds_a_key_that_sounds_on_and_ends_with_the_roll(tmp_path):
     roll[1:3, 60 - LOWEST] = 1  # held for two frames
     roll[3, 64 - LOWEST] = 1
     path = tmp_path / "roll.mid"
-    write_midi(path, roll, beats_a_minute=60.0)
+    write_midi(path, roll, beats_per_minute=60.0)
     file = mido.MidiFile(path)
     events, now = [], 0.0
     for message in file:
