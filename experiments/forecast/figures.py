@@ -44,6 +44,7 @@ def _plot_column(data: Data, place: int, column: str, path: Path) -> None:
         for (name, rmse), colour in zip(test["rmse"].items(), colours, strict=True):
             bottom.plot(ahead, rmse[:, place], color=colour, marker="o", ms=3, label=name)
         bottom.set(xlabel="steps ahead", ylabel=f"test RMSE of {column}", ylim=(0, None))
+        bottom.locator_params(axis="x", integer=True)
         bottom.legend(ncols=2)
         ours, persistence = (test["rmse"][name][:, place] for name in ("ensemble", "persistence"))
         say(

@@ -48,13 +48,14 @@ class Config:
     depths: tuple[int, ...] = (1, 2, 3)
     """Numbers of vanilla layers, each network with a dense readout on top."""
     hidden_size: int = 8
-    """Hidden units of each layer; 4 to 32 were compared on the validation years."""
+    """Hidden units per layer; 4 to 32 were compared on the validation years."""
     recurrent_gain: float = 0.5
-    """The recurrent matrix starts orthogonal times this; 0.25, 0.5 and 1 were compared."""
+    """The recurrent matrix starts as a random orthogonal matrix times this; 0.25, 0.5 and 1 were
+    compared."""
     seeds: int = 10
-    """Networks of each depth."""
+    """Networks per depth."""
     max_steps: int = 800
-    """Training steps at most; the validation years choose how many."""
+    """Maximum number of training steps; the validation years choose how many."""
     learning_rate: float = 0.003
     """AdamW's learning rate; 0.001 to 0.005 were compared."""
     weight_decay: float = 0.3
@@ -62,9 +63,9 @@ class Config:
     input_noises: tuple[float, ...] = (0.1, 0.2, 0.4)
     """Noise on the standardised inputs in training; the validation years choose."""
     max_order: int = 20
-    """Orders of the autoregression, from 1, among which the validation years choose."""
+    """Largest order of the autoregression; the validation years choose one from 1 to this."""
     validation_years: int = 69
-    """Years at the end of the first two thirds that the choices are made on."""
+    """Years at the end of the first two thirds on which choices are made."""
 
 
 def measure(config: Config, seed: int, tick: Tick) -> Data:
