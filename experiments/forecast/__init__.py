@@ -44,7 +44,7 @@ from experiments.shared.options import (
     PositiveFraction,
     TrainConfig,
 )
-from experiments.shared.output import Tick, Tick
+from experiments.shared.output import Tick
 from experiments.shared.training import Task, record, start_networks, train
 from jaxrnn import (
     Array,

@@ -42,8 +42,8 @@ from experiments.data.piano_rolls import (
 from experiments.music.networks import drop_connect, plain_network, sample, sharing_network
 from experiments.music.pieces import Pieces, arrange_pieces, draw_batch
 from experiments.music.scoring import score_batch, score_models, score_pieces
-from experiments.shared.output import Data, Finding, InputError, Result, Tick, within
-from experiments.shared.training import (
+from experiments.shared.findings import Data, Finding, Result
+from experiments.shared.options import (
     Fraction,
     InputError,
     NotNegative,

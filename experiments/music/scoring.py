@@ -12,7 +12,7 @@ import optax
 
 from experiments.data.piano_rolls import PianoRolls
 from experiments.music.pieces import PackedPieces
-from experiments.shared.output import Data
+from experiments.shared.findings import Data
 from jaxrnn import Array, Key, Layer, Params, masked_mean
 
 

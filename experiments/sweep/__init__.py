@@ -25,9 +25,9 @@ from pydantic import Field
 from experiments.shared.findings import Data, Finding, Result, describe_seeds
 from experiments.shared.options import Positive, PositiveFloat, TrainConfig
 from experiments.shared.output import Tick, within
-from experiments.shared.training import Task, record, train
 from experiments.shared.tasks import Batch, draw_adding
 from experiments.shared.timing import time_in_turn
+from experiments.shared.training import Task, record, train
 from jaxrnn import (
     Array,
     Key,
