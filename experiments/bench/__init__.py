@@ -1,19 +1,19 @@
 """How fast the library is, beside the plain scan, flax, haiku, Keras, torch and onnxruntime.
 
-Claims: a training step is faster than every other framework's, a gradient faster than autodiff of
-the plain scan, and large networks run at the rate of one large matrix product; chunks of time are
-chosen well; many small networks run faster under one `vmap` than one after another; compiling takes
-no longer, time per step does not grow with T, and memory need not. Each mark stands in its row of
-the table, and a figure refutes it.
+Claims: a training step is faster than in every other framework, a gradient faster than autodiff of
+the plain scan, and large networks run at the rate of one large matrix product; `unroll` chooses its
+chunk size and its strategy well; many small networks run faster under one `vmap` than one after
+another; compiling takes no longer, time per step does not grow with T, and memory need not. Each
+row of the table states its threshold; a measurement beyond it refutes the claim.
 
 Forward pass, gradient and training step (gradient and Adam), float32, at six shapes, for a deep
 network, for a ragged batch and for many networks at once. All contenders have the same weights, and
-their outputs, gradients and updates are compared before anything is timed. They run in turn,
-compiled and warmed up, each with every core, until the output is ready; a row of the table holds
-the medians, and the rate as a part of that of a large matrix product timed in turn with them. "One
-device" is the JAX program as it stands, whose products use all cores too; "all devices" presents
-each core as a device and splits the batch. The process keeps freed memory, for all contenders
-alike. Peers are installed by the extra `peers`.
+their outputs, gradients and updates are compared before anything is timed. They run interleaved,
+compiled and warmed up, each with every core, until the output is ready. The tables show medians,
+and the rate relative to that of a large matrix product interleaved with them. "One device" is the
+JAX program as it stands, whose products use all cores too; "all devices" makes each core a device
+and splits the batch. The process keeps freed memory, for all contenders alike. The extra `peers`
+installs the other frameworks.
 """
 
 from __future__ import annotations
@@ -21,46 +21,35 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import statistics
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
 from typing import Annotated
 
 import jax
 import numpy as np
 from pydantic import Field
 
-from experiments.bench import contenders, peers
+from experiments.bench import library, many_networks, peers
 from experiments.bench.cases import (
     Case,
     Pass,
-    Problem,
     Reference,
     Shape4,
+    Workload,
     compare,
     count_flops,
-    make_problem,
+    make_workload,
     solve,
 )
-from experiments.bench.figures import draw, write_tables
+from experiments.bench.choices import measure_chunks, measure_strategies
+from experiments.bench.contenders import Builder
 from experiments.bench.findings import judge
-from experiments.bench.scaling import (
-    measure_chunks,
-    measure_compiling,
-    measure_lengths,
-    measure_memory,
-)
-from experiments.bench.timing import (
-    Call,
-    Entrant,
-    Unavailable,
-    interleave,
-    matrix_product,
-)
-from experiments.shared.findings import Data, Result
-from experiments.shared.options import NotNegative, Positive, RunConfig
-from experiments.shared.output import Tick, within
+from experiments.bench.scaling import measure_compiling, measure_lengths, measure_memory
+from experiments.bench.tables import write_tables
+from experiments.bench.timing import Entrant, Unavailable, interleave, matrix_product
+from experiments.shared.output import Data, Result, RunConfig, Tick, within
+from experiments.shared.timing import Call
+from experiments.shared.training import NotNegative, Positive
 from jaxrnn.host import count_cores, keep_memory, use_cpu_devices
 
 _PACKAGES = ("jax", "jaxlib", "optax", "flax", "dm-haiku", "keras", "torch", "onnxruntime")
@@ -89,21 +78,21 @@ class Config(RunConfig):
     small: tuple[Shape4, ...] = ((100, 8, 8, 16), (100, 1, 8, 16))
     """T, B, D, H of each of many networks."""
     networks: Positive = 1024
-    """How many of them."""
+    """Number of these networks."""
     lengths: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1000, 10_000, 100_000)
-    """T at which compiling and time per step (B, D, H = 1, 8, 64) are measured."""
+    """T at which compile time and time per step (B, D, H = 1, 8, 64) are measured."""
     long: Shape4 = (65_536, 8, 128, 128)
-    """T, B, D, H of the network, of as many layers as the deep one, whose memory is measured."""
+    """T, B, D, H of the network whose memory is measured; it has as many layers as the deep one."""
     passes: Annotated[tuple[Pass, ...], Field(min_length=1)] = ("forward", "gradient", "train")
-    """What is timed: a training step is the gradient and Adam."""
+    """Which passes are timed; a training step is the gradient and Adam."""
     seconds: NotNegative = 5.0
-    """Time for each case and pass, after compiling."""
+    """Seconds for each case and pass, after compiling."""
     rounds: Positive = 7
-    """Rounds of each case and pass, at least."""
+    """Minimum number of rounds of each case and pass."""
     keep_memory: bool = True
     """Whether the process keeps freed memory for every contender (`jaxrnn.host.keep_memory`)."""
     peers: bool = True
-    """Whether the other frameworks take part, those that are installed."""
+    """Whether the other frameworks take part, if installed."""
     quick: bool = False
     """Two small shapes, a small deep network, few networks, and less time for each."""
 
@@ -114,32 +103,38 @@ def run(config: Config, progress: Tick) -> Result:
         config = _shorten(config)
     kept = config.keep_memory and keep_memory()
     _present_cores()
-    builders = contenders.BUILDERS | (peers.BUILDERS if config.peers else {})
+    builders = library.BUILDERS | (peers.BUILDERS if config.peers else {})
     product, product_flops = matrix_product()
     cases = _list_cases(config)
     rows: list[Data] = []
     for number, case in enumerate(cases):
         part = within(
-            progress, 0.8 * number / len(cases), 0.8 * (number + 1) / len(cases), case.name
+            progress, 0.75 * number / len(cases), 0.75 * (number + 1) / len(cases), case.name
         )
         rows += _time_case(config, case, builders, product, product_flops, part)
-    progress(0.8, "chunks")
-    chunks = measure_chunks(cases, config.seed, config.seconds, config.rounds)
+    effort = (config.seed, config.seconds, config.rounds)
+    progress(0.75, "chunk sizes")
+    chunks = measure_chunks(cases, *effort)
+    progress(0.83, "strategies")
+    strategies = measure_strategies(cases, *effort)
     progress(0.88, "compile times")
     repeats = 1 if config.quick else min(config.rounds, 3)
     compiling = measure_compiling(cases, config.lengths, repeats)
     progress(0.92, "time per step at several lengths")
-    lengths = measure_lengths(config.lengths, config.seed, config.seconds, config.rounds)
+    lengths = measure_lengths(config.lengths, *effort)
     progress(0.97, "memory of a long sequence")
     memory = measure_memory(config.long, config.layers, config.seed)
-    scaling = {"chunks": chunks, "compiling": compiling, "lengths": lengths, "memory": memory}
-    data = {"rows": rows, "memory_kept": kept} | _describe_machine() | scaling
+    data = {
+        "rows": rows,
+        "memory_kept": kept,
+        **_describe_machine(),
+        "chunks": chunks,
+        "strategies": strategies,
+        "compiling": compiling,
+        "lengths": lengths,
+        "memory": memory,
+    }
     return Result(data, judge(data), write_tables(data))
-
-
-def plot(data: Data, folder: Path) -> None:
-    """Draw each contender's time over the library's."""
-    draw(data, folder / "bench.png")
 
 
 def _shorten(config: Config) -> Config:
@@ -158,7 +153,7 @@ def _shorten(config: Config) -> Config:
 
 
 def _present_cores() -> None:
-    with contextlib.suppress(RuntimeError):  # JAX has started: its devices are what they are
+    with contextlib.suppress(RuntimeError):  # JAX has started: its devices are fixed
         use_cpu_devices()
 
 
@@ -174,22 +169,22 @@ def _list_cases(config: Config) -> list[Case]:
 def _time_case(
     config: Config,
     case: Case,
-    builders: dict[str, Callable[[Problem, Pass], Entrant]],
+    builders: dict[str, Builder],
     product: Call,
     product_flops: float,
     progress: Tick,
 ) -> list[Data]:
-    """The rows of a case: one a pass and contender."""
+    """The rows of a case, one per pass and contender."""
     if case.networks:
-        builders = contenders.NETWORK_BUILDERS
-    problem = make_problem(case, config.seed)
-    reference = solve(problem)
+        builders = many_networks.BUILDERS
+    workload = make_workload(case, config.seed)
+    reference = solve(workload)
     rows = []
     for number, what in enumerate(config.passes):
         progress(number / len(config.passes), what)
         entered, calls = [], {_PRODUCT: product}
         for name, build in builders.items():
-            row, entrant = _enter(name, build, problem, what, reference)
+            row, entrant = _enter(name, build, workload, what, reference)
             entered.append(row)
             if entrant is not None:
                 calls[name] = entrant.call
@@ -206,21 +201,21 @@ def _time_case(
 
 def _enter(
     name: str,
-    build: Callable[[Problem, Pass], Entrant],
-    problem: Problem,
+    build: Builder,
+    workload: Workload,
     what: Pass,
     reference: Reference,
 ) -> tuple[Data, Entrant | None]:
-    """A contender's row before it is timed; the entrant is None where it is not to be."""
-    case = problem.case
+    """A contender's row before it is timed; the entrant is None if it will not be timed."""
+    case = workload.case
     row: Data = {**case._asdict(), "case": case.name, "pass": what, "contender": name}
-    row |= {"status": "timed", "flops": count_flops(problem, what)}
+    row |= {"status": "timed", "flops": count_flops(workload, what)}
     try:
-        entrant = build(problem, what)
-        difference, allowed = compare(what, entrant.read(), reference, problem)
+        entrant = build(workload, what)
+        difference, allowed = compare(what, entrant.read(), reference, workload)
     except Unavailable as error:
         return {**row, "status": str(error)}, None
-    except Exception as error:  # another version of a peer may have changed; the others go on
+    except Exception as error:  # another version of a peer may fail; the others go on
         if name not in peers.BUILDERS:
             raise
         return {**row, "status": f"fails: {type(error).__name__}: {error}"}, None

@@ -1,9 +1,9 @@
 """What the benchmark computes: its cases, their data, and the results that all must agree on.
 
-The loss is the mean square of the outputs over the steps that are not padding; the learning rate is
-small, so that the weights stay where they are and every training step is the same work. Recurrent
-matrices are orthogonal, input matrices have variance 1/D, as `init_rnn` has them, and biases are
-not zero. Lengths fall evenly from T to 1, so that half of a ragged batch is padding.
+The loss is the mean square of the outputs over the steps that are not padding. The learning rate is
+small, so that the weights hardly change and every training step is the same work. As in `init_rnn`,
+recurrent matrices are orthogonal and input matrices have variance 1/D; biases are not zero. Lengths
+fall evenly from T to 1, so that half of a ragged batch is padding.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _EPS = float(np.finfo(np.float32).eps)
 
 
 class Case(NamedTuple):
-    """A network and its batch: T, B, D, H, and how many layers or networks of them there are."""
+    """A network and its batch: T, B, D, H, and the number of layers or of networks."""
 
     kind: Kind
     shape: Shape4
@@ -36,7 +36,7 @@ class Case(NamedTuple):
 
     @property
     def name(self) -> str:
-        """How tables and figures call it."""
+        """Its name in tables and figures."""
         shape = ",".join(str(size) for size in self.shape)
         prefix = {
             "shape": "",
@@ -47,10 +47,10 @@ class Case(NamedTuple):
         return prefix[self.kind] + shape
 
 
-class Problem(NamedTuple):
-    """A case with its numbers, in NumPy: one RNNParams a layer, xs [T, B, D], lengths [B] or None.
+class Workload(NamedTuple):
+    """A case with its data, in NumPy: one RNNParams per layer, xs [T, B, D], lengths [B] or None.
 
-    Of many networks every array has a first axis N."""
+    With many networks every array has a leading axis N."""
 
     case: Case
     params: tuple[RNNParams, ...]
@@ -66,7 +66,7 @@ class Problem(NamedTuple):
 
     @property
     def valid_steps(self) -> int:
-        """Steps of one network that are not padding, over the whole batch."""
+        """Steps of one network over the whole batch, padding excluded."""
         steps, batch = self.case.shape[:2]
         return steps * batch if self.lengths is None else int(self.lengths.sum())
 
@@ -79,7 +79,7 @@ class Reference(NamedTuple):
     train: tuple[RNNParams, ...]
 
 
-def make_problem(case: Case, seed: int) -> Problem:
+def make_workload(case: Case, seed: int) -> Workload:
     """Draw the weights and the inputs of a case."""
     steps, batch, inputs, units = case.shape
     rng = np.random.default_rng(seed)
@@ -96,21 +96,21 @@ def make_problem(case: Case, seed: int) -> Problem:
     lengths = None
     if case.kind == "ragged":
         lengths = np.linspace(steps, 1, batch).round().astype(np.int32)
-    return Problem(case, tuple(params), draw(steps, batch, inputs), lengths)
+    return Workload(case, tuple(params), draw(steps, batch, inputs), lengths)
 
 
-def count_flops(problem: Problem, what: Pass) -> float:
-    """Multiplications and additions of the matrix products, padding left out.
+def count_flops(workload: Workload, what: Pass) -> float:
+    """Multiplications and additions of the matrix products, padding excluded.
 
-    Backwards each layer multiplies once more with W, once for each weight gradient, and, above the
-    first layer, once for the gradient of its inputs."""
-    inputs, units = problem.case.shape[2:]
+    The backward pass of a layer has one more product with W, one for each weight gradient, and,
+    above the first layer, one for the gradient of its inputs."""
+    inputs, units = workload.case.shape[2:]
     total = 0
-    for number, width in enumerate([inputs] + [units] * (problem.case.layers - 1)):
+    for number, width in enumerate([inputs] + [units] * (workload.case.layers - 1)):
         total += width + units
         if what != "forward":
             total += units + (width + units) + (width if number else 0)
-    return 2.0 * problem.valid_steps * units * total * max(problem.case.networks, 1)
+    return 2.0 * workload.valid_steps * units * total * max(workload.case.networks, 1)
 
 
 def mean_square(ys: Array, mask: Array | None) -> Array:
@@ -119,9 +119,9 @@ def mean_square(ys: Array, mask: Array | None) -> Array:
     return jnp.sum(jnp.square(ys)) / count
 
 
-def solve(problem: Problem) -> Reference:
-    """The reference, by `unroll_plain` and the first step of Adam as its formula has it."""
-    mask = None if problem.mask is None else jnp.asarray(problem.mask)
+def solve(workload: Workload) -> Reference:
+    """The reference: `unroll_plain`, and the first step of Adam by its formula."""
+    mask = None if workload.mask is None else jnp.asarray(workload.mask)
 
     def loss_of(params: tuple[RNNParams, ...], xs: Array) -> tuple[Array, Array]:
         for layer in params:
@@ -129,29 +129,29 @@ def solve(problem: Problem) -> Reference:
         return mean_square(xs, mask), xs
 
     gradient_of = jax.grad(loss_of, has_aux=True)
-    if problem.case.networks:
+    if workload.case.networks:
         gradient_of = jax.vmap(gradient_of)
-    gradient, ys = jax.tree.map(np.asarray, jax.jit(gradient_of)(problem.params, problem.xs))
+    gradient, ys = jax.tree.map(np.asarray, jax.jit(gradient_of)(workload.params, workload.xs))
 
     def update(p: np.ndarray, g: np.ndarray) -> np.ndarray:
         return p - LEARNING_RATE * g / (np.abs(g) + ADAM_EPS)
 
-    return Reference(ys, gradient, jax.tree.map(update, problem.params, gradient))
+    return Reference(ys, gradient, jax.tree.map(update, workload.params, gradient))
 
 
-def compare(what: Pass, got: Any, reference: Reference, problem: Problem) -> tuple[float, float]:
+def compare(what: Pass, got: Any, reference: Reference, workload: Workload) -> tuple[float, float]:
     """(difference, allowed) between a contender's result and the reference, at the worst entry.
 
-    Of outputs and gradients the difference is relative to the largest entry of the array, and 32
-    eps sqrt(n) is allowed, n the number of terms that reach one entry: T (D + H) a layer in an
-    output, T B in a gradient. Adam divides each gradient by its own size, so that a parameter may
-    differ by the learning rate times twice the gradient's relative error (at most 2), by the error
-    of 1 - 0.999 in float32, and by the rounding of the parameter; all of it in learning rates.
+    For outputs and gradients the difference is relative to the largest entry of the array, and 32
+    eps sqrt(n) is allowed, where n is the number of terms that reach one entry: T (D + H) per layer
+    in an output, T B in a gradient. Adam divides each gradient by its own magnitude, so a parameter
+    may differ by the learning rate times twice the gradient's relative error (at most 2), by the
+    error of 1 - 0.999 in float32, and by the rounding of the parameter; all in learning rates.
     """
-    steps, batch, inputs, units = problem.case.shape
+    steps, batch, inputs, units = workload.case.shape
     if what == "forward":
-        got = np.where(problem.mask[..., None], got, 0) if problem.mask is not None else got
-        terms = steps * (inputs + units * (2 * problem.case.layers - 1))
+        got = np.where(workload.mask[..., None], got, 0) if workload.mask is not None else got
+        terms = steps * (inputs + units * (2 * workload.case.layers - 1))
         return _worst([got], [reference.forward], _bound(terms))
     if what == "gradient":
         return compare_gradients(got, reference.gradient, steps * batch)
@@ -168,7 +168,7 @@ def compare(what: Pass, got: Any, reference: Reference, problem: Problem) -> tup
 
 
 def compare_gradients(got: Any, expected: Any, terms: int) -> tuple[float, float]:
-    """(difference, allowed) of gradients whose entries are sums of `terms` terms, as `compare`."""
+    """(difference, allowed), as in `compare`, of gradients whose entries sum `terms` terms."""
     leaves, others = (
         [np.asarray(leaf) for leaf in jax.tree.leaves(tree)] for tree in (got, expected)
     )
@@ -190,5 +190,5 @@ def _worst(got: list[Any], expected: list[Any], bound: float) -> tuple[float, fl
 
 
 def _last(pairs: list[tuple[float, float]]) -> tuple[float, float]:
-    """The pair whose difference is largest beside what is allowed; NaN counts as largest."""
+    """The pair whose difference is largest relative to what is allowed; NaN counts as largest."""
     return max(pairs, key=lambda pair: np.inf if np.isnan(pair[0]) else pair[0] / pair[1])

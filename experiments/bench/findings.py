@@ -1,4 +1,4 @@
-"""What the benchmark's figures say of its claims."""
+"""The benchmark's findings: what its measurements say about each claim."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Times = dict[str, dict[str, float]]
 
 
 class Unmeasured(Finding):
-    """A claim that this run cannot judge; `measured` says why."""
+    """A claim that this run did not measure; `measured` says why."""
 
     __slots__ = ()
 
@@ -27,7 +27,7 @@ class Unmeasured(Finding):
 
 
 def judge(data: Data) -> list[Finding]:
-    """One finding a claim."""
+    """One finding per claim."""
     rows = data["rows"]
     return [
         _judge_agreement(rows),
@@ -37,6 +37,7 @@ def judge(data: Data) -> list[Finding]:
         _judge_all_devices(rows, data["devices"]),
         _judge_rate(rows),
         _judge_chunks(data["chunks"]),
+        _judge_strategies(data["strategies"]),
         _judge_networks(rows, LOOP, 10),
         _judge_networks(rows, PLAIN, 1),
         _judge_compiling(data["compiling"]),
@@ -47,7 +48,7 @@ def judge(data: Data) -> list[Finding]:
 
 
 def times_of(rows: Iterable[Data], what: str, kinds: tuple[str, ...] = ("shape",)) -> Times:
-    """Milliseconds by case and contender, of what was timed."""
+    """Milliseconds by case and contender, of the rows that were timed."""
     times: Times = {}
     for row in rows:
         if row["pass"] == what and row["kind"] in kinds and "milliseconds" in row:
@@ -134,7 +135,7 @@ def _judge_rate(rows: list[Data]) -> Finding:
     }
     judged = [reached.get((_name(shape), "gradient")) for shape in _LARGE]
     if None in judged:
-        return Unmeasured("rate", claim, criterion, "not all of it was timed", False)
+        return Unmeasured("rate", claim, criterion, "not all shapes were timed", False)
     listed = ", ".join(
         f"{case} {what} {value:.2f} of {rate:.0f}"
         for (case, what), (value, rate) in reached.items()
@@ -144,17 +145,44 @@ def _judge_rate(rows: list[Data]) -> Finding:
 
 
 def _judge_chunks(chunks: list[Data]) -> Finding:
-    claim = "On one device the chunk that unroll chooses is about the best."
-    criterion = "the gradient within 1.1 times of the fastest of a sweep of chunks, at every shape"
+    claim = "On one device the chunk size that unroll chooses is about the best."
+    criterion = "the gradient within 1.1 times of the fastest of a sweep of sizes, at every shape"
     if not chunks:
         return Unmeasured("chunk", claim, criterion, "no single layer was timed", False)
-    best = {row["case"]: int(np.argmin(row["swept"])) for row in chunks}
-    ratios = {row["case"]: row["own"] / row["swept"][best[row["case"]]] for row in chunks}
-    listed = ", ".join(
-        f"{row['case']} {ratios[row['case']]:.2f} of that with {row['sizes'][best[row['case']]]}"
-        for row in chunks
+    return Finding("chunk", claim, criterion, *_beside_the_best(chunks))
+
+
+def _judge_strategies(strategies: list[Data]) -> Finding:
+    claim = "On one device the strategy that unroll chooses is about the best of the four."
+    criterion = (
+        "the gradient within 1.1 times of that with the fastest strategy, at every shape; the same "
+        "gradient with each, up to rounding"
     )
-    return Finding("chunk", claim, criterion, f"{listed} steps", max(ratios.values()) <= 1.1)
+    if not strategies:
+        return Unmeasured("strategy", claim, criterion, "no single layer was timed", False)
+    differing = [
+        f"{row['case']} differs by {difference:.0e} with {name}, {row['allowed']:.0e} allowed"
+        for row in strategies
+        for name, difference in row["differences"].items()
+        if not difference <= row["allowed"]  # NaN too
+    ]
+    measured, holds = _beside_the_best(strategies)
+    measured = "; ".join([measured, *differing])
+    return Finding(
+        "strategy", claim, criterion, measured, holds and not differing, required=bool(differing)
+    )
+
+
+def _beside_the_best(rows: list[Data]) -> tuple[str, bool]:
+    """The time with `unroll`'s own choice over that with the fastest alternative, by case, and
+    whether it is within 1.1 everywhere."""
+    listed, ratios = [], []
+    for row in rows:
+        best = min(row["swept"], key=row["swept"].__getitem__)
+        ratios.append(row["own"] / row["swept"][best])
+        chosen = f"{row['chosen']} " if "chosen" in row else ""
+        listed.append(f"{row['case']} {chosen}{ratios[-1]:.2f} of that with {best}")
+    return ", ".join(listed), max(ratios) <= 1.1
 
 
 def _judge_networks(rows: list[Data], other: str, mark: float) -> Finding:
@@ -219,7 +247,7 @@ def _judge_lengths(lengths: Data) -> Finding:
         return Unmeasured("long", claim, criterion, f"{listed}: one length", False)
     if OURS in lengths["stopped"]:
         measured = (
-            f"quadratic in T: {listed}; longer ones are left out. jaxlib 0.11.1 on CPU rewrites "
+            f"quadratic in T: {listed}; longer ones are omitted. jaxlib 0.11.1 on CPU rewrites "
             "all outputs at every step (jax issue 40101)"
         )
         return Finding("long", claim, criterion, measured, False)
@@ -269,11 +297,11 @@ def _ratios(
 def _unmeasured(
     contender: str, claim: str, criterion: str, rows: list[Data], name: str = ""
 ) -> Finding:
-    """A finding on a contender that was not timed, with its own reason."""
+    """A finding on a contender that was not timed, with the reason."""
     reasons = dict.fromkeys(
         row["status"] for row in rows if row["contender"] == contender and "milliseconds" not in row
     )
-    reason = "; ".join(reasons) or "left out of this run"
+    reason = "; ".join(reasons) or "not part of this run"
     hint = f": {_INSTALL}" if reason == "not installed" else ""
     return Unmeasured(name or contender, claim, criterion, reason + hint, False)
 

@@ -1,4 +1,4 @@
-"""How compile time, time per step and memory depend on the length of a sequence and its chunks."""
+"""How compile time, time per step and memory depend on the length of a sequence."""
 
 from __future__ import annotations
 
@@ -8,20 +8,19 @@ from collections.abc import Sequence
 
 import jax
 
-from experiments.bench.cases import Case, Shape4, compare_gradients, make_problem, mean_square
-from experiments.bench.contenders import BUILDERS, build_library, gradient_program
-from experiments.bench.timing import Call, compile_program, interleave, time_once
-from experiments.shared.devices import largest_divisor
-from experiments.shared.findings import Data
-from jaxrnn import Array, Params, chunked, dense, stack, unroll_plain, vanilla_rnn
+from experiments.bench.cases import Case, Shape4, compare_gradients, make_workload, mean_square
+from experiments.bench.library import BUILDERS, compile_gradient
+from experiments.bench.timing import compile_program, interleave
+from experiments.shared.output import Data
+from experiments.shared.timing import Call, time_once
+from jaxrnn import Array, Params, chunked, deep_rnn, dense, unroll_plain
 
 NAMES = ("jaxrnn", "plain scan")
 _REPEATS = 3
 _SMALL = (32, 8, 32)  # B, D, H of the network that is compiled at every length
 _LONG = (1, 8, 64)  # ... and of the one that runs over every length
-_SHORTEST_CHUNK = 8
-_ROUNDS = 3  # of the network whose memory is measured; one takes many seconds
-_GROWTH = 3.0  # of the time per step from one length to the next, where measuring stops
+_ROUNDS = 3  # of the network whose memory is measured; each takes many seconds
+_GROWTH = 3.0  # of the time per step from one length to the next, at which measuring stops
 
 
 def measure_compiling(cases: Sequence[Case], lengths: Sequence[int], repeats: int) -> list[Data]:
@@ -34,7 +33,7 @@ def measure_compiling(cases: Sequence[Case], lengths: Sequence[int], repeats: in
         times: dict[str, list[float]] = {name: [] for name in NAMES}
         for _ in range(repeats):
             for name in NAMES:
-                times[name].append(gradient_program(case, name).seconds)
+                times[name].append(compile_gradient(case, name).seconds)
         medians = {name: statistics.median(values) for name, values in times.items()}
         rows.append({"case": case.name, "steps": case.shape[0], "seconds": medians})
     for row in rows[len(measured) :]:
@@ -45,16 +44,16 @@ def measure_compiling(cases: Sequence[Case], lengths: Sequence[int], repeats: in
 def measure_lengths(lengths: Sequence[int], seed: int, seconds: float, least_rounds: int) -> Data:
     """Microseconds per step of the gradient at each length, with one sequence.
 
-    Where the time per step has grown threefold from one length to the next, it is quadratic in T,
-    and longer sequences are left out: 100,000 steps would take minutes."""
+    If the time per step grows threefold from one length to the next, the time is quadratic in T and
+    longer sequences are left out: 100,000 steps would take minutes."""
     calls: dict[tuple[str, int], Call] = {}
     first: dict[tuple[str, int], float] = {}
     stopped: dict[str, int] = {}
     before = None
     for length in sorted(lengths):
-        problem = make_problem(Case("shape", (length, *_LONG)), seed)
+        workload = make_workload(Case("shape", (length, *_LONG)), seed)
         for name in set(NAMES) - set(stopped):
-            call = BUILDERS[name](problem, "gradient").call
+            call = BUILDERS[name](workload, "gradient").call
             call()
             first[name, length] = min(time_once(call) for _ in range(_REPEATS)) / length
             calls[name, length] = call
@@ -71,37 +70,11 @@ def measure_lengths(lengths: Sequence[int], seed: int, seconds: float, least_rou
     return {"rows": rows, "stopped": stopped}
 
 
-def measure_chunks(
-    cases: Sequence[Case], seed: int, seconds: float, least_rounds: int
-) -> list[Data]:
-    """Milliseconds of the gradient of each single layer with the chunk that `unroll` chooses, and
-    with chunks of about T, T/2, T/4, ... steps, each a divisor of T."""
-    rows = []
-    for case in cases:
-        if case.kind != "shape":
-            continue
-        problem, steps = make_problem(case, seed), case.shape[0]
-        sizes = {
-            largest_divisor(steps, steps >> halvings) for halvings in range(steps.bit_length())
-        }
-        swept = [size for size in sorted(sizes) if size >= min(_SHORTEST_CHUNK, steps)]
-        calls = {
-            size: build_library(problem, "gradient", size or None).call for size in (0, *swept)
-        }
-        times = interleave(calls, seconds, least_rounds)
-        own, *others = (1e3 * statistics.median(values) for values in times.values())
-        rows.append({"case": case.name, "own": own, "sizes": swept, "swept": others})
-    return rows
-
-
 def measure_memory(shape: Shape4, layers: int, seed: int) -> Data:
-    """Temporary megabytes and seconds of the gradient of a deep network with a readout: whole, by
-    plain scans, and by the library in `chunked` with remat; and how far the two gradients differ.
-    """
+    """Temporary megabytes and seconds of the gradient of a deep network with a readout, by plain
+    scans and by the library in `chunked` with remat, and how far the two gradients differ."""
     steps, batch, inputs, units = shape
-    widths = [inputs] + [units] * (layers - 1)
-    readout = dense(units, 1)
-    network = stack(*(vanilla_rnn(width, units) for width in widths), readout)
+    network, readout = deep_rnn((inputs, *[units] * layers, 1)), dense(units, 1)
     cut = chunked(network, math.isqrt(steps), remat=True)
 
     def ours(params: Params, xs: Array) -> Array:

@@ -1,8 +1,8 @@
-"""How the benchmark times: compiled beforehand, in turn, until the output is ready.
+"""How the benchmark times: compiled beforehand, interleaved, until the output is ready.
 
-A turn lasts at least 20 ms. A contender that is faster than that runs once untimed and then
-repeatedly, so that what the one before it left behind (cold caches, threads that still spin) is not
-its loss. The order is drawn anew each round.
+A turn lasts at least 20 ms. A contender that is faster than that first runs once untimed and then
+repeatedly, so that it does not pay for what the previous one left behind (cold caches, threads that
+are still spinning). Each round has a new random order.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from __future__ import annotations
 import random
 import statistics
 import time
-from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 
-Call = Callable[[], Any]
+from experiments.shared.timing import Call, time_once
+
 Name = TypeVar("Name")
 
 _TURN_SECONDS = 0.02
@@ -24,7 +24,7 @@ _WIDTH = 2048
 
 
 class Program(NamedTuple):
-    """A compiled program, what compiling it took, and its temporary memory in bytes."""
+    """A compiled program, the seconds that compiling took, and its temporary memory in bytes."""
 
     run: Any
     seconds: float
@@ -35,7 +35,8 @@ class Entrant(NamedTuple):
     """One contender in one pass.
 
     call: runs it once, until the output is ready. read: runs it once and returns the result in
-    NumPy; it comes before the first `call`. program: None where nothing is compiled."""
+    NumPy; used before the first `call`. program: None if nothing is compiled.
+    """
 
     call: Call
     read: Call
@@ -43,11 +44,11 @@ class Entrant(NamedTuple):
 
 
 class Unavailable(Exception):
-    """A contender cannot take part; the text says why."""
+    """A contender cannot take part; the message says why."""
 
 
 def compile_program(function: Any, *arguments: Any, donate: tuple[int, ...] = ()) -> Program:
-    """Trace and compile; `arguments` may be shapes alone."""
+    """Trace and compile; `arguments` may be ShapeDtypeStructs."""
     start = time.perf_counter()
     compiled = jax.jit(function, donate_argnums=donate).lower(*arguments).compile()
     seconds = time.perf_counter() - start
@@ -56,23 +57,16 @@ def compile_program(function: Any, *arguments: Any, donate: tuple[int, ...] = ()
 
 
 def matrix_product() -> tuple[Call, float]:
-    """A product of two large matrices on all cores, and its multiplications and additions."""
+    """A product of two large matrices on all cores, and its number of floating-point operations."""
     matrix = jax.random.normal(jax.random.key(0), (_WIDTH, _WIDTH))
     program = compile_program(jnp.dot, matrix, matrix)
     return lambda: jax.block_until_ready(program.run(matrix, matrix)), 2.0 * _WIDTH**3
 
 
-def time_once(call: Call) -> float:
-    """Seconds of one run."""
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
 def interleave(
     calls: dict[Name, Call], seconds: float, least_rounds: int
 ) -> dict[Name, list[float]]:
-    """Seconds of one run of each, the median of each turn, after a round that does not count."""
+    """Seconds per run of each call: one median per turn, after a warm-up round."""
     order = random.Random(0)
     names = list(calls)
     latest = {name: _take_turn(calls[name], 0.0) for name in names}

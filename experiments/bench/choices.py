@@ -1,0 +1,106 @@
+"""Whether the chunk size and the strategy that `unroll` chooses are about the best there are."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+from collections.abc import Iterator, Sequence
+from typing import Any
+from unittest import mock
+
+from experiments.bench.cases import Case, compare_gradients, make_workload
+from experiments.bench.library import build_library
+from experiments.bench.timing import Entrant, interleave
+from experiments.shared.output import Data
+from experiments.shared.training import largest_divisor
+from jaxrnn._products import Products, choose_products
+
+STRATEGIES = {
+    "before": Products("before", False),
+    "columns": Products("before", True),
+    "inside": Products("inside", False),
+    "joined": Products("joined", False),
+}
+"""The strategies by name. before: the input product of all steps of a chunk at once, then ``h W^T``
+per step; columns: the same with W on the left; inside: the input product in each step; joined: one
+product of input and state per step."""
+_OWN = "own"
+_SHORTEST_CHUNK = 8
+
+
+def measure_chunks(
+    cases: Sequence[Case], seed: int, seconds: float, least_rounds: int
+) -> list[Data]:
+    """Milliseconds of the gradient of each single layer with the chunk size that `unroll` chooses,
+    and with chunks of about T, T/2, T/4, ... steps, each a divisor of T."""
+    rows = []
+    for case in _single_layers(cases):
+        workload, steps = make_workload(case, seed), case.shape[0]
+        sizes = {
+            largest_divisor(steps, steps >> halvings) for halvings in range(steps.bit_length())
+        }
+        swept = [size for size in sorted(sizes) if size >= min(_SHORTEST_CHUNK, steps)]
+        entrants = {_OWN: build_library(workload, "gradient")} | {
+            f"{size} steps": build_library(workload, "gradient", size) for size in swept
+        }
+        rows.append({"case": case.name, **_time(entrants, seconds, least_rounds)})
+    return rows
+
+
+def measure_strategies(
+    cases: Sequence[Case], seed: int, seconds: float, least_rounds: int
+) -> list[Data]:
+    """Milliseconds of the gradient of each single layer with the strategy that `unroll` chooses and
+    with each of the four, and how far the gradients differ from that of its choice."""
+    rows = []
+    for case in _single_layers(cases):
+        workload = make_workload(case, seed)
+        with force_strategy(None) as used:
+            entrants = {_OWN: build_library(workload, "gradient")}
+        for name in STRATEGIES:
+            with force_strategy(name):
+                entrants[name] = build_library(workload, "gradient")
+        gradients = {name: entrant.read() for name, entrant in entrants.items()}
+        steps, batch = case.shape[:2]
+        compared = {
+            name: compare_gradients(gradients[name], gradients[_OWN], steps * batch)
+            for name in STRATEGIES
+        }
+        rows.append(
+            {
+                "case": case.name,
+                "chosen": used.pop(),
+                "differences": {name: difference for name, (difference, _) in compared.items()},
+                "allowed": max(allowed for _, allowed in compared.values()),
+                **_time(entrants, seconds, least_rounds),
+            }
+        )
+    return rows
+
+
+@contextlib.contextmanager
+def force_strategy(name: str | None) -> Iterator[set[str]]:
+    """Within it `unroll` uses the strategy of this name, or its own choice if None.
+
+    Yields the set of names of the strategies used so far."""
+    used = set[str]()
+
+    def choose_or_force(*arguments: Any) -> Products:
+        products = choose_products(*arguments) if name is None else STRATEGIES[name]
+        used.update(known for known, value in STRATEGIES.items() if value == products)
+        return products
+
+    with mock.patch("jaxrnn.recurrence.choose_products", choose_or_force):
+        yield used
+
+
+def _single_layers(cases: Sequence[Case]) -> list[Case]:
+    return [case for case in cases if case.kind == "shape"]
+
+
+def _time(entrants: dict[str, Entrant], seconds: float, least_rounds: int) -> Data:
+    """Median milliseconds of `unroll`'s own choice, and of the alternatives by name."""
+    calls = {name: entrant.call for name, entrant in entrants.items()}
+    times = interleave(calls, seconds, least_rounds)
+    medians = {name: 1e3 * statistics.median(values) for name, values in times.items()}
+    return {"own": medians.pop(_OWN), "swept": medians}
