@@ -1,15 +1,16 @@
 """A report on any network: gradient by lag, Lyapunov exponents, Jacobians, saturation.
 
-Claims: the largest Lyapunov exponent of a network under a task's inputs says how fast the gradient
-of the task's loss decays with the lag; and training on the task slows that decay. Refuted, for the
-network at hand, by the gradient on the same sequences, before and after training. A vector that
-points anywhere has a part of 1/sqrt(N) of its length along the direction that grows most, so the
-growth of a gradient and of a tangent vector may differ by log(N) / 2 nats over a whole sequence.
-(The loss of `copy` counts every output: its gradient gathers on the way and need not keep to that.)
+Claims: the largest Lyapunov exponent of a network under a task's inputs predicts how fast the
+gradient of the task's loss decays with the lag; and training on the task slows that decay. Refuted,
+for the given network, by the gradient on the same sequences, before and after training. A vector of
+random direction has a component of 1/sqrt(N) of its length along the direction that grows most, so
+the growth of a gradient and of a tangent vector may differ by log(N) / 2 nats over a sequence. (The
+loss of `copy` counts every output: its gradient accumulates on the way, and the bound need not
+hold.)
 
 The network is drawn from `--seed` and the options, or read from a file with `--network`. Each run
-writes the one that it trained as network.npz: float32 arrays named as the parameters are,
-`layers.0.w_ih` to `readout.b`, and the name of the `activation`.
+writes the network that it trained as network.safetensors, and its description beside it as
+network.json.
 """
 
 from __future__ import annotations
@@ -27,13 +28,26 @@ import numpy as np
 import optax
 from jax import lax
 
-from experiments.gradients import figures
-from experiments.gradients.figures import spread
-from experiments.gradients.network import ACTIVATIONS, FILE, Kind, build, read_network, save
-from experiments.shared.findings import Data, Finding, Result
-from experiments.shared.options import InputError, Positive, PositiveFloat, RunConfig, write_config
-from experiments.shared.output import Tick
+from experiments.gradients.findings import judge
+from experiments.gradients.network import (
+    ACTIVATIONS,
+    FILE,
+    ActivationName,
+    Kind,
+    build,
+    read_network,
+    save,
+)
+from experiments.shared.output import (
+    Data,
+    InputError,
+    Result,
+    RunConfig,
+    Tick,
+    write_config,
+)
 from experiments.shared.tasks import PROBLEMS, Batch, MemoryProblem
+from experiments.shared.training import Positive, PositiveFloat
 from jaxrnn import (
     Array,
     Initializer,
@@ -56,9 +70,8 @@ _STARTS: dict[str, Callable[[float, int], Initializer]] = {
     "uniform": lambda gain, size: initializers.uniform(gain / math.sqrt(size)),
     "radius": lambda gain, size: initializers.scaled_spectral_radius(gain),
 }
-_TESTED = 1000  # sequences of which the loss is taken
+_TESTED = 1000  # sequences on which the loss is computed
 _STEPS_A_CALL = 100
-_WHEN = ("before", "after")
 
 
 @dataclass(frozen=True)
@@ -68,19 +81,19 @@ class Config(RunConfig):
     task: Literal["latch", "order", "adding", "copy"] = "latch"
     """What the network is trained on: hold a sign, tell an order, add two numbers, copy symbols."""
     length: Positive = 20
-    """The task's length: steps to remember over."""
+    """The task's length: the number of steps to remember over."""
     network: Path | None = None
-    """A network.npz that this experiment wrote: measure, and train further, the network in it."""
+    """A network.safetensors of an earlier run: measure this network, and train it further."""
     hidden_size: Positive | None = None
     """Hidden units of each layer: 64, or the file's."""
     layers: Positive | None = None
     """Vanilla layers: 1, or the file's."""
-    activation: Literal["tanh", "relu", "sigmoid", "identity"] | None = None
+    activation: ActivationName | None = None
     """Activation: tanh, or the file's."""
     start: Literal["orthogonal", "identity", "normal", "uniform", "radius"] | None = None
-    """How the recurrent matrices start: orthogonal; radius is a spectral radius of --gain."""
+    """How the recurrent matrices are initialised: orthogonal; radius: spectral radius --gain."""
     gain: PositiveFloat | None = None
-    """Factor on the recurrent matrices at the start: 1."""
+    """Factor on the initial recurrent matrices: 1."""
     learning_rate: PositiveFloat = 0.003
     """Adam's learning rate."""
     clip: PositiveFloat = 1.0
@@ -88,9 +101,9 @@ class Config(RunConfig):
     train_steps: Positive = 1000
     """Training steps."""
     batch_size: Positive = 32
-    """Sequences of a training step."""
+    """Sequences per training step."""
     sequences: Positive = 16
-    """Fresh sequences that the network is measured on; figures show their median and spread."""
+    """Fresh sequences on which the network is measured; figures show their median and spread."""
 
 
 def run(config: Config, progress: Tick) -> Result:
@@ -125,12 +138,12 @@ def run(config: Config, progress: Tick) -> Result:
         "after": _measure(problem, kind, params, measured, test),
     }
     if config.folder is not None:
-        save(config.folder / FILE, kind, params)
-    return Result(data, _judge(data))
+        save(config.folder / FILE, problem, kind, params)
+    return Result(data, judge(data))
 
 
 def _split(config: Config) -> Key:
-    """The keys of the parameters, of training, and of the sequences to measure and to test on."""
+    """The keys of the parameters, of training, and of the measured and the test sequences."""
     return jax.random.split(jax.random.key(config.seed), 4)
 
 
@@ -144,7 +157,7 @@ def _draw_network(config: Config, problem: MemoryProblem) -> tuple[Kind, Params]
 
 
 def _check_options(config: Config, path: Path, kind: Kind) -> None:
-    """Refuse options that contradict the file, and a folder where it would be overwritten."""
+    """Refuse options that contradict the file, and a folder in which it would be overwritten."""
     for option, had in kind._asdict().items():
         got = getattr(config, option)
         if got not in (None, had):
@@ -152,7 +165,9 @@ def _check_options(config: Config, path: Path, kind: Kind) -> None:
             raise InputError(f"--{name} is {got}, but the network in {path} has {had}")
     for name, start in (("start", config.start), ("gain", config.gain)):
         if start is not None:
-            raise InputError(f"--{name} is {start}, but the network in {path} is started already")
+            raise InputError(
+                f"--{name} is {start}, but the network in {path} is initialised already"
+            )
     if config.folder is not None and (config.folder / FILE).resolve() == path.resolve():
         raise InputError(f"--folder is {config.folder}, where {path} would be overwritten")
 
@@ -161,7 +176,7 @@ def _check_options(config: Config, path: Path, kind: Kind) -> None:
 
 
 def _answers(problem: MemoryProblem, ys: Array) -> Array:
-    """Of the outputs [T, B, O] those that count: all, or the last [B, O]."""
+    """The outputs [T, B, O] that count: all, or the last [B, O]."""
     return ys if problem.everywhere else ys[-1]
 
 
@@ -195,12 +210,12 @@ def _train(
 
 
 def _aligning(steps: int) -> int:
-    """The first steps, which tangent vectors take to turn to where they grow."""
+    """The number of first steps, in which tangent vectors align with the growing directions."""
     return steps // 5
 
 
 def _product_steps(steps: int) -> list[int]:
-    """Over how many last steps Jacobians are multiplied."""
+    """The numbers of last steps over which Jacobians are multiplied."""
     return sorted({round(count) for count in np.linspace(1, steps, 5)})
 
 
@@ -245,64 +260,3 @@ def _measure(
         "loss": problem.loss(answers, test.targets),
         "right": problem.right(answers, test.targets),
     }
-
-
-# The table
-
-
-def _grow(data: Data, when: str) -> np.ndarray:
-    """How the gradient's norm grows with the lag, [B], in nats a step: from lag 1 back to where the
-    exponents begin."""
-    gradients = np.asarray(data[when]["gradients"])
-    last = gradients.shape[1] - 1 - data["aligning"]
-    with np.errstate(invalid="ignore"):  # of a gradient that is zero at both
-        return (gradients[:, last] - gradients[:, 1]) / (last - 1)
-
-
-def _judge(data: Data) -> list[Finding]:
-    before, after = (_grow(data, when) for when in ("before", "after"))
-    slower = float(np.mean(after > before))
-    loss, right = ([float(data[when][name]) for when in _WHEN] for name in ("loss", "right"))
-    return [
-        *(_judge_exponent(data, when) for when in _WHEN),
-        Finding(
-            "decay",
-            "Training makes the gradient decay more slowly with the lag.",
-            "its norm grows more, or falls less, on at least 90 % of the sequences",
-            f"on {slower:.0%}; {spread(before)[1]:+.3f} nats a step before, "
-            f"{spread(after)[1]:+.3f} after",
-            slower >= 0.9,
-        ),
-        Finding(
-            "task",
-            f"{data['train_steps']} steps teach the task ({data['task']}, {data['length']}).",
-            "the loss of fresh sequences ends below that of the best answers without memory",
-            f"{loss[0]:.3g} before, {loss[1]:.3g} after, without memory {data['blind_loss']:.3g}; "
-            f"right {right[0]:.1%} and {right[1]:.1%}",
-            loss[1] < data["blind_loss"],
-        ),
-    ]
-
-
-def _judge_exponent(data: Data, when: str) -> Finding:
-    exponents = np.asarray(data[when]["exponents"])
-    growth, largest = _grow(data, when), exponents[:, 0]
-    lags = np.shape(data[when]["gradients"])[1] - 2 - data["aligning"]
-    allowed = math.log(exponents.shape[1]) / 2 / lags + 1e-4  # and what float32 rounds
-    with np.errstate(invalid="ignore"):
-        apart = float(spread(np.abs(growth - largest))[1])
-    return Finding(
-        f"exponent {when}",
-        f"The largest Lyapunov exponent says how the gradient changes with the lag, {when} "
-        "training.",
-        f"they differ by at most log(N) / 2 = {allowed * lags:.2f} nats over {lags} steps, "
-        f"{allowed:.3f} a step, in the median sequence",
-        f"differ by {apart:.3f} a step; exponent {spread(largest)[1]:+.3f}, gradient "
-        f"{spread(growth)[1]:+.3f}",
-        apart <= allowed,
-    )
-
-
-def plot(data: Data, folder: Path) -> None:
-    """Draw gradients.png."""
-    figures.plot(data, folder)

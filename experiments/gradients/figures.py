@@ -11,18 +11,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from experiments.gradients.findings import spread
 from experiments.shared.figures import BLACK, BLUE, GREY, VERMILION, saved_figure, say
 from experiments.shared.findings import Data
 
 _LN10 = math.log(10)
 _COLOURS = {"before": BLUE, "after": VERMILION}
-
-
-def spread(values: Any) -> np.ndarray:
-    """The 10 % quantile, the median and the 90 % quantile over the leading axis, [3, ...]; they are
-    values that occur, so that an infinite one takes no others with it."""
-    ranked = np.sort(np.asarray(values), axis=0)
-    return ranked[[round(part * (len(ranked) - 1)) for part in (0.1, 0.5, 0.9)]]
 
 
 def plot(data: Data, folder: Path) -> None:
@@ -56,7 +50,7 @@ def _say(figure: Figure, data: Data) -> None:
 
 
 def _relative(measured: Data, name: str) -> np.ndarray:
-    """Norms [B, T] from lag 1 on, over that at lag 1, in powers of ten."""
+    """Norms [B, T] from lag 1 on, relative to that at lag 1, in powers of ten."""
     logs = np.asarray(measured[name])[:, 1:] / _LN10
     with np.errstate(invalid="ignore"):
         return logs - logs[:, :1]
@@ -91,7 +85,7 @@ def _label(panels: Any) -> None:
     norms, exponents, products, saturated = panels
     norms.set(title="Gradient by lag", xlabel="lag k (steps)")
     norms.set(ylabel="norm / norm at lag 1 (power of ten)")
-    exponents.set(title="Lyapunov spectrum", xlabel="index", ylabel="exponent (nats a step)")
+    exponents.set(title="Lyapunov spectrum", xlabel="index", ylabel="exponent (nats per step)")
     exponents.axhline(0, color=GREY, lw=0.8)
     exponents.legend()
     products.set(title="Jacobian products", xlabel="last steps in the product")

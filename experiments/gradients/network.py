@@ -1,25 +1,28 @@
-"""The networks of `gradients`: what each is, and the file that holds one."""
+"""The networks of `gradients`: what each is, and the two files that hold one."""
 
 from __future__ import annotations
 
-import io
-import itertools
-import zipfile
+import hashlib
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from experiments.data.files import read_bytes
-from experiments.shared.options import InputError
+from experiments.shared.output import InputError
 from experiments.shared.tasks import MemoryProblem
-from jaxrnn import Activation, Initializer, Layer, Params, dense, stack, vanilla_rnn
-from jaxrnn.files import write_atomically
+from experiments.shared.training import Positive
+from jaxrnn import Activation, Initializer, Layer, Params, deep_rnn
+from jaxrnn.files import FileFormatError, write_atomically
+from jaxrnn.interop.safetensors import load_params, save_params
 
-FILE = "network.npz"
-ACTIVATIONS: dict[str, Activation] = {
+FILE = "network.safetensors"
+ActivationName = Literal["tanh", "relu", "sigmoid", "identity"]
+ACTIVATIONS: dict[ActivationName, Activation] = {
     "tanh": jnp.tanh,
     "relu": jax.nn.relu,
     "sigmoid": jax.nn.sigmoid,
@@ -32,89 +35,72 @@ class Kind(NamedTuple):
 
     hidden_size: int
     layers: int
-    activation: str
+    activation: ActivationName
+
+
+@dataclass(frozen=True)
+class _Description:
+    """The contents of the JSON file beside the parameters: the network's `Kind`, and the SHA-256 of
+    the parameters' file, because that format has no checksum."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
+
+    hidden_size: Positive
+    layers: Positive
+    activation: ActivationName
+    sha256: str
 
 
 def build(problem: MemoryProblem, kind: Kind, start: Initializer | None = None) -> Layer:
     """The layers and the readout; `start` is the initializer of the recurrent matrices."""
-    sizes = [problem.input_size] + [kind.hidden_size] * kind.layers
-    options: Any = {"activation": ACTIVATIONS[kind.activation], "w_hh_init": start}
-    layers = [vanilla_rnn(*pair, **options) for pair in itertools.pairwise(sizes)]
-    return stack(*layers, dense(kind.hidden_size, problem.output_size))
+    sizes = (problem.input_size, *[kind.hidden_size] * kind.layers, problem.output_size)
+    return deep_rnn(sizes, activation=ACTIVATIONS[kind.activation], w_hh_init=start)
 
 
-def _name(params: Params) -> dict[str, Any]:
-    """The leaves of a network's parameters by name, in their order."""
-    *layers, readout = params
-    parts = {f"layers.{place}": layer for place, layer in enumerate(layers)} | {"readout": readout}
-    return {
-        f"{part}.{field}": leaf
-        for part, group in parts.items()
-        for field, leaf in group._asdict().items()
-        if leaf is not None
-    }
-
-
-def save(path: Path, kind: Kind, params: Params) -> None:
-    """Write the network, whole or not at all."""
-    arrays: dict[str, Any] = jax.tree.map(np.asarray, _name(params))
-    contents = io.BytesIO()
-    np.savez(contents, activation=kind.activation, **arrays)
-    write_atomically(path, contents.getvalue())
+def save(path: Path, problem: MemoryProblem, kind: Kind, params: Params) -> None:
+    """Write the parameters, and the description beside them."""
+    save_params(path, build(problem, kind), params)
+    description = _Description(*kind, sha256=_digest(path.read_bytes()))
+    contents = TypeAdapter(_Description).dump_json(description, indent=1) + b"\n"
+    write_atomically(_beside(path), contents)
 
 
 def read_network(path: Path, problem: MemoryProblem) -> tuple[Kind, Params]:
-    """The network that `save` wrote, which is to have the sizes of the problem."""
-    arrays = _read_arrays(path)
-    kind = _read_kind(path, arrays)
-    template = jax.eval_shape(lambda: build(problem, kind).init(jax.random.key(0)))
-    _check_arrays(path, arrays, _name(template), problem.name)
-    leaves = [jnp.asarray(arrays[name]) for name in _name(template)]
-    return kind, jax.tree.unflatten(jax.tree.structure(template), leaves)
+    """The network that `save` wrote, which must have the input and output size of the problem.
 
-
-def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    Raises:
+      InputError: one of the two files is missing or malformed, or they do not fit together, or the
+        parameters are not those of such a network, or not finite.
+    """
     content = read_bytes(path)
-    if not zipfile.is_zipfile(io.BytesIO(content)):
-        raise InputError(f"{path} is no .npz archive, or one that was cut short")
+    description = _read_description(_beside(path))
+    kind = Kind(description.hidden_size, description.layers, description.activation)
     try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            unpacked = sum(member.file_size for member in archive.infolist())
-        if unpacked > len(content):
-            raise ValueError("it is compressed, expected as numpy.savez writes it")
-        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            return {name: np.asarray(arrays[name]) for name in arrays.files}
-    except Exception as error:  # NumPy and zipfile document no classes
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{path} cannot be read: {reason}") from None
+        params = load_params(path, build(problem, kind))
+    except FileFormatError as error:
+        raise InputError(f"{error} (with {_beside(path)} and --task {problem.name})") from None
+    if _digest(content) != description.sha256:
+        raise InputError(f"{path} is not the file that {_beside(path)} describes: another SHA-256")
+    for place, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not np.isfinite(leaf).all():
+            name = jax.tree_util.keystr(place, simple=True, separator=".")
+            raise InputError(f"{path}: {name} has an entry that is not finite")
+    return kind, params
 
 
-def _read_kind(path: Path, arrays: dict[str, np.ndarray]) -> Kind:
-    """What the network of the file is; takes the activation out of `arrays`."""
-    activation = str(arrays.pop("activation", "missing"))
-    if activation not in ACTIVATIONS:
-        expected = ", ".join(ACTIVATIONS)
-        raise InputError(f"{path}: activation is {activation!r:.60}, expected one of {expected}")
-    if "layers.0.w_hh" not in arrays:
-        raise InputError(f"{path}: layers.0.w_hh is missing")
-    shape = arrays["layers.0.w_hh"].shape
-    if len(shape) != 2 or shape[0] != shape[1] or shape[0] == 0:
-        raise InputError(f"{path}: layers.0.w_hh has shape {shape}, expected a square matrix")
-    return Kind(shape[0], sum(name.endswith(".w_hh") for name in arrays), activation)
+def _beside(path: Path) -> Path:
+    return path.with_suffix(".json")
 
 
-def _check_arrays(
-    path: Path, arrays: dict[str, np.ndarray], expected: dict[str, Any], task: str
-) -> None:
-    for name in sorted(expected.keys() ^ arrays.keys()):
-        what = "is missing" if name in expected else "is no parameter of the network"
-        raise InputError(f"{path}: {name!r:.60} {what}")
-    for name, like in expected.items():
-        array, place = arrays[name], f"{path}: {name}"
-        if array.shape != like.shape:
-            wanted = f"expected {like.shape} for --task {task}"
-            raise InputError(f"{place} has shape {array.shape}, {wanted}")
-        if array.dtype != like.dtype:
-            raise InputError(f"{place} has dtype {array.dtype}, expected {like.dtype}")
-        if not np.isfinite(array).all():
-            raise InputError(f"{place} has an entry that is not finite")
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _read_description(path: Path) -> _Description:
+    content = read_bytes(path)
+    try:
+        return TypeAdapter(_Description).validate_json(content)
+    except ValidationError as error:
+        first: Any = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "the description"
+        raise InputError(f"{path}: {place} is {first['input']!r:.60}: {first['msg']}") from None
