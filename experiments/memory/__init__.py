@@ -1,11 +1,11 @@
 """How long a vanilla network remembers, why it forgets, and how far that can be taken.
 
 Claims: the lecture's default network learns to remember over a few dozen steps at most, because the
-gradient that reaches back decays; and it is the way it is started and trained that limits it, not
-the cell: vanilla networks h_t = f(W h_{t-1} + U x_t + b) of at most 100 units keep the order of two
-signals over 1,000 steps, add two of 600 numbers, copy ten symbols over hundreds of steps, and hold
-a sign for thousands. Refuted by the lengths that five networks of each recipe
-solve, on sequences drawn afresh.
+gradient that reaches back decays. Its initialisation and training limit it, not the cell: vanilla
+networks h_t = f(W h_{t-1} + U x_t + b) of at most 100 units keep the order of two signals over
+1,000 steps, add two of 600 numbers, copy ten symbols over hundreds of steps, and hold a sign for
+thousands. The claims are refuted by the lengths that five networks of each recipe solve, on freshly
+drawn sequences.
 
 Each recipe climbs the lengths of each problem, five networks in one vmapped call, until fewer than
 half of them solve a length. `experiments.shared.tasks` states the problems and their sources,
@@ -29,26 +29,29 @@ import numpy as np
 import optax
 from pydantic import Field
 
-from experiments.memory import figures
 from experiments.memory.climbing import Effort, climb, evaluate
-from experiments.memory.figures import DEFAULT
 from experiments.memory.findings import judge
-from experiments.memory.recipes import RECIPES
-from experiments.shared.findings import Data, Result
-from experiments.shared.options import InputError, Positive, RunConfig, write_config
-from experiments.shared.output import CHECKPOINTS, Tick, write_json
+from experiments.memory.recipes import DEFAULT, RECIPES
+from experiments.shared.output import (
+    CHECKPOINTS,
+    Data,
+    InputError,
+    Result,
+    RunConfig,
+    Tick,
+    write_config,
+    write_json,
+)
 from experiments.shared.tasks import PROBLEMS
 from jaxrnn import (
     Key,
     Params,
-    dense,
+    deep_rnn,
     diagnostics,
     fit,
     init_train_state,
     initializers,
     make_train_step,
-    stack,
-    vanilla_rnn,
 )
 
 _LENGTHS = {
@@ -66,7 +69,7 @@ _STEPS = {
 _QUICK_LENGTHS = {"latch": (10, 20, 50, 200), "order": (20, 50, 200), "copy": (10, 20, 200)}
 _QUICK_STEPS = {"latch": (300, 60_000), "order": (1000, 160_000), "copy": (200, 40_000)}
 _QUICK_RECIPES = {"latch": "growing", "order": "switches", "copy": "small states"}
-_FAR = {"order": (200, 2000)}  # networks trained up to the one length are tested at the other
+_FAR = {"order": (200, 2000)}  # networks trained up to the first length are tested at the second
 _EXPLODING_LENGTH = 600
 _Job = Callable[[], Data]
 
@@ -76,42 +79,28 @@ class Config(RunConfig):
     """The options of `memory`."""
 
     resume: Path | None = None
-    """Folder of a run that was cut: go on with what it had not climbed, with the options it had."""
+    """Folder of an interrupted run: continue with what is missing, with the same options."""
     quick: bool = False
-    """Three problems, short lengths, and beside the lecture's one recipe for each."""
+    """Three problems, short lengths, and one recipe for each besides the lecture's."""
     problems: tuple[str, ...] = tuple(PROBLEMS)
     """Problems to climb: latch, order, adding, copy."""
     recipes: tuple[str, ...] = tuple(RECIPES)
-    """Recipes to compare, by name."""
+    """Recipes to compare, by name; the lecture's must be among them."""
     seeds: Annotated[int, Field(ge=2)] = 5
     """Networks of each recipe."""
     batch_size: Positive = 32
-    """Sequences of a training step."""
+    """Sequences per training step."""
     test_sequences: Positive = 1000
-    """Sequences of a test, and of each validation."""
+    """Sequences per test and per validation."""
     workers: Positive = 2
-    """Recipes in training at the same time, each in a process of its own; 1: in this one."""
+    """Recipes to train at the same time, each in its own process; 1: in this process."""
 
 
 def run(config: Config, progress: Tick) -> Result:
     """Climb every problem with every recipe, and follow one explosion."""
-    _check_names("problems", config.problems, PROBLEMS)
-    _check_names("recipes", config.recipes, RECIPES)
-    lengths = _QUICK_LENGTHS if config.quick else _LENGTHS
-    pairs = [
-        (problem, recipe)
-        for problem in config.problems
-        if problem in lengths
-        for recipe in config.recipes
-        if not config.quick or recipe in (DEFAULT, _QUICK_RECIPES.get(problem))
-    ]
-    if DEFAULT not in config.recipes:
-        raise InputError(f"--recipes lacks {DEFAULT}, which the others are held against")
-    if not pairs:
-        expected = f"expected some of {', '.join(lengths)} with --quick"
-        raise InputError(f"--problems is {', '.join(config.problems)}, {expected}")
     jobs: dict[str, _Job] = {
-        "-".join(pair): functools.partial(_climb_pair, config, *pair) for pair in pairs
+        "-".join(pair): functools.partial(_climb_pair, config, *pair)
+        for pair in _choose_pairs(config)
     }
     if not config.quick:
         jobs = {"explosion": functools.partial(_explode, config)} | jobs
@@ -125,9 +114,24 @@ def run(config: Config, progress: Tick) -> Result:
     return Result(data, judge(data))
 
 
-def plot(data: Data, folder: Path) -> None:
-    """Draw memory.png, and one figure of losses a problem."""
-    figures.plot(data, folder)
+def _choose_pairs(config: Config) -> list[tuple[str, str]]:
+    """The problems and recipes to climb; refuses options that leave none, or no default."""
+    _check_names("problems", config.problems, PROBLEMS)
+    _check_names("recipes", config.recipes, RECIPES)
+    if DEFAULT not in config.recipes:
+        raise InputError(f"--recipes lacks {DEFAULT}, which the others are compared with")
+    lengths = _QUICK_LENGTHS if config.quick else _LENGTHS
+    pairs = [
+        (problem, recipe)
+        for problem in dict.fromkeys(config.problems)
+        if problem in lengths
+        for recipe in dict.fromkeys(config.recipes)
+        if not config.quick or recipe in (DEFAULT, _QUICK_RECIPES.get(problem))
+    ]
+    if not pairs:
+        expected = f"expected some of {', '.join(lengths)} with --quick"
+        raise InputError(f"--problems is {', '.join(config.problems)}, {expected}")
+    return pairs
 
 
 def _check_names(option: str, names: Sequence[str], known: Any) -> None:
@@ -139,8 +143,8 @@ def _check_names(option: str, names: Sequence[str], known: Any) -> None:
 
 
 def _run_side_by_side(jobs: dict[str, _Job], config: Config, progress: Tick) -> dict[str, Data]:
-    """The results of all jobs by name, each saved as it comes; of those that the run which is
-    resumed has saved, what it saved. Processes, as threads that compile side by side can crash
+    """The results of all jobs by name. Each is saved when it is ready, and read back if an
+    interrupted run has saved it. Processes, because threads that compile in parallel can crash
     (jaxlib 0.10.2)."""
     folder = config.resume or config.folder
     results = {} if folder is None else _open(folder, config, list(jobs))
@@ -168,7 +172,7 @@ def _run_side_by_side(jobs: dict[str, _Job], config: Config, progress: Tick) -> 
 
 
 def _open(folder: Path, config: Config, names: list[str]) -> dict[str, Data]:
-    """Begin the folder of a run, or read what is saved there."""
+    """Create the folder of a run, or read the results saved there."""
     write_config(folder, config)
     (folder / CHECKPOINTS).mkdir(exist_ok=True)
     saved = {}
@@ -192,7 +196,7 @@ def _split(config: Config) -> Key:
 
 
 def _climb_pair(config: Config, problem: str, recipe: str) -> Data:
-    """The rungs of one recipe on one problem."""
+    """The results of one recipe on one problem, length by length."""
     lengths = (_QUICK_LENGTHS if config.quick else _LENGTHS)[problem]
     steps = (_QUICK_STEPS if config.quick else _STEPS)[problem]
     keys = jax.random.split(_split(config)[0], config.seeds)
@@ -210,12 +214,10 @@ def _climb_pair(config: Config, problem: str, recipe: str) -> Data:
 
 
 def _explode(config: Config) -> Data:
-    """Follow one relu network, started at the identity, on long adding problems until a step of it
-    is no longer finite, with optax's own clipping."""
+    """Train one relu network, initialised at the identity, on long adding problems with optax's own
+    clipping, until its loss is not finite or for 600 steps; the metrics of each step."""
     problem = PROBLEMS["adding"]
-    network = stack(
-        vanilla_rnn(2, 64, activation=jax.nn.relu, w_hh_init=initializers.identity()), dense(64, 1)
-    )
+    network = deep_rnn((2, 64, 1), activation=jax.nn.relu, w_hh_init=initializers.identity())
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))
     key_params, key_run = jax.random.split(_split(config)[1])
 

@@ -1,4 +1,4 @@
-"""Train a recipe at growing lengths of a problem, all seeds side by side, until it fails."""
+"""Train a recipe at increasing lengths of a problem, all seeds in parallel, until it fails."""
 
 from __future__ import annotations
 
@@ -13,25 +13,39 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from experiments.memory.recipes import Recipe
-from experiments.shared.findings import Data
+from experiments.shared.output import Data
 from experiments.shared.tasks import Batch, MemoryProblem
-from jaxrnn import Array, Key, Params, TrainState, diagnostics, init_train_state, train_steps
+from jaxrnn import (
+    Array,
+    Key,
+    Layer,
+    Params,
+    State,
+    TrainState,
+    diagnostics,
+    train_steps,
+    init_train_state,
+    scanned,
+)
 from jaxrnn import make_train_step as make_step
 
 _STEPS_A_CALL = 50  # from one validation to the next
-_PENALIZED = 4  # sequences of a batch whose gradients are held steady
-_AT_ONCE = 200  # sequences that are evaluated side by side, for the memory that they take
+_PENALIZED = 4  # sequences of a batch whose gradient norms are regularised
+_AT_ONCE = 200  # sequences evaluated at once, to bound memory
 _MEASURED = 4  # sequences and directions over which gradient norms are averaged
-_LAGS = 40  # at most, of which norms are kept
-# Less time to compile, of which there is more than of running; measured to run as fast.
+_LAGS = 40  # maximum number of lags whose norms are kept
+# Compiling takes longer than running; at this level it takes less, and runs were as fast.
 _quick_to_compile: Any = functools.partial(
     jax.jit, compiler_options={"xla_backend_optimization_level": 1}
 )
 
 
 class Effort(NamedTuple):
-    """How much is spent on a length: training steps at most, and so many that the steps of their
-    sequences are at most `sequence_steps`; the sequences of a training step, and of a test."""
+    """The budget of one length.
+
+    steps: maximum number of training steps. sequence_steps: maximum of training steps times length.
+    batch_size, test: sequences per training step, and per test.
+    """
 
     steps: int
     sequence_steps: int
@@ -40,8 +54,8 @@ class Effort(NamedTuple):
 
 
 class _Climb(NamedTuple):
-    """Networks [S, ...] in training: their states, how much of its rate each still has, and the
-    parameters and optimizer states that validated best."""
+    """Networks [S, ...] in training: their states, the factor [S] on each one's learning rate, and
+    the parameters and optimizer states with the best validation loss [S]."""
 
     state: TrainState
     scale: np.ndarray
@@ -56,9 +70,9 @@ def climb(
     effort: Effort,
     keys: Key,
 ) -> Iterator[Data]:
-    """Train one network for each of `keys` [S] at each length, and yield what came of it.
+    """Train one network for each of `keys` [S] at each length, and yield the results per length.
 
-    It ends after the first length that fewer than half of the networks solve.
+    Ends after the first length that fewer than half of the networks solve.
     """
     fresh = _start(problem, recipe, keys)
     state = fresh
@@ -103,10 +117,10 @@ def _train(
     effort: Effort,
     state: TrainState,
 ) -> tuple[TrainState, np.ndarray, np.ndarray]:
-    """Train each network until it solves its validation sequences with something to spare.
+    """Train each network until it solves its validation sequences by a margin.
 
-    A network that gets much worse goes back to its best, and on with half its learning rate.
-    Returns the best networks, and the steps [S] that each took and that were skipped.
+    A network that gets much worse is reset to its best state and continues with half its learning
+    rate. Returns the best networks, and the numbers [S] of steps taken and of steps skipped.
     """
     seeds = len(state.step)
     most = min(effort.steps, effort.sequence_steps // length)
@@ -130,10 +144,8 @@ def _train(
     return run.state._replace(params=params, opt_state=opt_state), steps, all_skipped
 
 
-def _has_margin(
-    problem: MemoryProblem, length: int, losses: np.ndarray, right: np.ndarray
-) -> np.ndarray:
-    """Whether each network solves the problem, with a loss far below that of knowing nothing."""
+def _has_margin(problem: MemoryProblem, length: int, losses: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Whether each network solves the problem with a loss far below that of a memoryless guess."""
     margin = problem.margin * problem.blind_loss(length)
     return np.array(
         [
@@ -144,7 +156,7 @@ def _has_margin(
 
 
 def _keep_best(run: _Climb, losses: np.ndarray, running: np.ndarray, least: float) -> _Climb:
-    """Note the new best networks, and send back those that lost much."""
+    """Record the new best networks, and reset those that got much worse to their best."""
     now = (run.state.params, run.state.opt_state)
     better = running & (losses < run.best_loss)
     best, best_loss = _choose(better, now, run.best), np.where(better, losses, run.best_loss)
@@ -155,11 +167,11 @@ def _keep_best(run: _Climb, losses: np.ndarray, running: np.ndarray, least: floa
     return _Climb(state, scale, best, best_loss)
 
 
-def _choose(marks: np.ndarray, yes: Any, no: Any) -> Any:
-    """Of two stacks of networks [S, ...] the one or the other, network by network."""
+def _choose(mask: np.ndarray, yes: Any, no: Any) -> Any:
+    """One of two stacks of networks [S, ...], network by network."""
 
     def pick(a: Array, b: Array) -> Array:
-        return jnp.where(marks.reshape(-1, *[1] * (a.ndim - 1)), a, b)
+        return jnp.where(mask.reshape(-1, *[1] * (a.ndim - 1)), a, b)
 
     return jax.tree.map(pick, yes, no)
 
@@ -173,8 +185,8 @@ def _advance(
     state: TrainState,
     scale: Array,
 ) -> tuple[TrainState, Array]:
-    """Take some steps with every network, each with its part of the learning rate, and count those
-    that were skipped."""
+    """Take some training steps with every network, each with its scaled learning rate, and count
+    those that were skipped."""
 
     def loss_fn(params: Params, batch: Batch, key: Key) -> tuple[Array, dict[str, Array]]:
         return _objective(problem, recipe, params, batch, key), {}
@@ -197,7 +209,7 @@ def evaluate(
     problem: MemoryProblem, recipe: Recipe, length: int, sequences: int, params: Params, keys: Key
 ) -> tuple[np.ndarray, np.ndarray]:
     """The loss and the fraction right, each [S], on sequences of a length drawn from `keys` [S];
-    their number is rounded up to whole parts."""
+    their number is rounded up to whole batches."""
     loss, right = _evaluate(problem, recipe, length, sequences, params, keys)
     return np.asarray(loss), np.asarray(right)
 
@@ -211,10 +223,8 @@ def _answer(problem: MemoryProblem, recipe: Recipe, params: Params, batch: Batch
     return readout.step(params[1], None, hs[batch.last, jnp.arange(hs.shape[1])])[1]
 
 
-def _objective(
-    problem: MemoryProblem, recipe: Recipe, params: Params, batch: Batch, key: Key
-) -> Array:
-    """What is minimised: the loss, with the noise and the regulariser that the recipe has."""
+def _objective(problem: MemoryProblem, recipe: Recipe, params: Params, batch: Batch, key: Key) -> Array:
+    """What is minimised: the loss, with the recipe's noise and regulariser."""
     if recipe.noise:
         params, batch = _add_noise(recipe.noise, params, batch, key)
     loss = problem.loss(_answer(problem, recipe, params, batch), batch.targets)
@@ -224,8 +234,8 @@ def _objective(
 
 
 def _add_noise(noise: float, params: Params, batch: Batch, key: Key) -> tuple[Params, Batch]:
-    """A network of one layer whose every unit has one input more, of its own: the sum of four
-    random signs, which is cheap and nearly normal, over their standard deviation of 2."""
+    """A network of one layer in which each unit has one more input, of its own: the sum of four
+    random signs, which is cheap and nearly normal, divided by its standard deviation of 2."""
     (layer,), readout = params
     units = len(layer.w_hh)
     octets = jax.random.bits(key, (*batch.xs.shape[:2], -(-units // 2)), jnp.uint8)
@@ -238,7 +248,7 @@ def _add_noise(noise: float, params: Params, batch: Batch, key: Key) -> tuple[Pa
 
 def _unsteadiness(problem: MemoryProblem, recipe: Recipe, params: Params, batch: Batch) -> Array:
     """How far each step is from keeping the norm of the gradient that it passes back, squared and
-    summed. A step that no gradient reaches, or passes, does not count.
+    summed. A step that receives or passes back no gradient does not count.
 
     Source: Pascanu, Mikolov & Bengio 2013, equation 9.
     """
@@ -249,28 +259,34 @@ def _unsteadiness(problem: MemoryProblem, recipe: Recipe, params: Params, batch:
         apply = readout.unroll if problem.everywhere else readout.step
         return problem.loss(apply(params[1], None, counted)[1], targets[..., None])
 
-    def body(carry: tuple[Array, Array], piece: tuple[Array, Array]) -> Any:
-        (passed, scale), (own, jacobian) = carry, piece
-        gradient = passed + scale * own  # scaled, so as not to underflow
-        passed = gradient @ jacobian
-        before, after = jnp.sum(gradient**2), jnp.sum(passed**2)
-        counts = (before > 0) & (after > 0)
-        ratio = jnp.sqrt(jnp.where(counts, after, 1.0) / jnp.where(counts, before, 1.0))
-        grown = jnp.clip(jax.lax.rsqrt(jnp.where(counts, after, 1.0)), 1e-3, 1e30 / scale)
-        grown = jax.lax.stop_gradient(grown)
-        return (grown * passed, grown * scale), (ratio - 1) ** 2
-
     def one(xs: Array, targets: Array) -> Array:
-        hs = recurrent.unroll(params[0], None, xs)[1]
-        own = jax.grad(loss_fn)(hs, targets)
-        jacobians = diagnostics.state_jacobians(recurrent, params[0], None, xs)
-        start = (jnp.zeros_like(hs[0]), jnp.ones_like(hs[0, 0]))
-        return jnp.sum(jax.lax.scan(body, start, (own, jacobians), reverse=True)[1])
+        def late_loss(state: State, before: Array) -> Array:
+            return loss_fn(jnp.concatenate([before[1:], state[-1][None]]), targets)
+
+        whole = (params[0], None, xs)
+        passed = diagnostics.gradient_norms_by_lag(
+            recurrent, *whole, lambda state, hs: loss_fn(hs, targets)
+        )
+        received = diagnostics.gradient_norms_by_lag(_delayed(recurrent), *whole, late_loss)
+        counts = jnp.isfinite(passed[1:]) & jnp.isfinite(received[:-1])
+        growth = jnp.where(counts, passed[1:] - received[:-1], 0.0)
+        return jnp.sum((jnp.exp(growth) - 1) ** 2)
 
     some = slice(0, _PENALIZED)
     targets = batch.targets[:, some] if problem.everywhere else batch.targets[some]
     axis = 1 if problem.everywhere else 0
     return jnp.mean(jax.vmap(one, in_axes=(1, axis))(batch.xs[:, some], targets))
+
+
+def _delayed(recurrent: Layer) -> Layer:
+    """A stack whose output is its last layer's state before the step. The gradient that a state
+    receives, as `gradient_norms_by_lag` counts it, then includes that of its own output."""
+
+    def step(params: Params, state: State, x: Array) -> tuple[State, Array]:
+        return recurrent.step(params, state, x)[0], state[-1]
+
+    sizes = (recurrent.input_size, recurrent.output_size)
+    return scanned(*sizes, recurrent.init, recurrent.initial_state, step)
 
 
 @functools.partial(_quick_to_compile, static_argnums=(0, 1, 2, 3))
@@ -294,8 +310,8 @@ def _evaluate(
 def _measure_norms(
     problem: MemoryProblem, recipe: Recipe, length: int, params: Params, keys: Key
 ) -> Array:
-    """log of the norm of u^T d h_T / d h_{T-k}, [S, K], the mean over some sequences, each with a
-    random direction u of length 1 of its own."""
+    """log of the norm of u^T d h_T / d h_{T-k}, [S, K], the mean over some sequences, each with its
+    own random unit vector u."""
     recurrent, _ = recipe.build(problem.input_size, problem.output_size)
 
     def one(params: Params, xs: Array, key: Key) -> Array:

@@ -1,4 +1,4 @@
-"""The figures of `memory`: how far each recipe reaches, and how far its gradient does."""
+"""The figures of `memory`: how long each recipe remembers, and how far its gradient reaches."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
-from experiments.memory.recipes import RECIPES
+from experiments.memory.findings import find_best, group_climbs, reach
+from experiments.memory.recipes import DEFAULT, RECIPES
 from experiments.shared.figures import BLACK, BLUE, GREY, SERIES, VERMILION, saved_figure, say
 from experiments.shared.findings import Data
 from experiments.shared.tasks import PROBLEMS
 
-DEFAULT = "lecture"
-"""The recipe that the others are held against."""
 _LN10 = np.log(10)
 _TITLES = {"latch": "hold a sign", "order": "order of two", "adding": "add two", "copy": "copy ten"}
 
@@ -27,29 +26,9 @@ def plot(data: Data, folder: Path) -> None:
     _plot_lengths(data, folder / "lengths.png")
 
 
-def reach(entry: Data) -> np.ndarray:
-    """The longest length that each network solved, [S]; 0 where there is none."""
-    solved = np.array([rung["solved"] for rung in entry["rungs"]])
-    return np.max(np.array([[rung["length"]] for rung in entry["rungs"]]) * solved, axis=0)
-
-
-def group(data: Data) -> dict[str, dict[str, Data]]:
-    """The climbs by problem and recipe."""
-    groups: dict[str, dict[str, Data]] = {}
-    for entry in data["climbs"]:
-        groups.setdefault(entry["problem"], {})[entry["recipe"]] = entry
-    return groups
-
-
-def find_best(entries: dict[str, Data]) -> str:
-    """The vanilla recipe that reaches furthest: by its median network, then by its worst."""
-    reaches = {name: reach(entry) for name, entry in entries.items() if RECIPES[name].vanilla}
-    return max(reaches, key=lambda name: (np.median(reaches[name]), reaches[name].min()))
-
-
 def _plot_before_and_after(data: Data, path: Path) -> None:
-    """The default network against the best vanilla one: what they solve, and their gradients."""
-    groups = group(data)
+    """The default network and the best vanilla one: the lengths they solve, and their gradients."""
+    groups = group_climbs(data["climbs"])
     with saved_figure(path, (9.0, 3.0 + 0.45 * len(groups))) as figure:
         left, right = figure.subplots(1, 2, width_ratios=(1, 1.15))
         factors = []
@@ -111,7 +90,7 @@ def _draw_gradients(axes: Axes, groups: dict[str, dict[str, Data]]) -> None:
 
 def _plot_reaches(data: Data, path: Path) -> None:
     """Every recipe on every problem."""
-    groups = group(data)
+    groups = group_climbs(data["climbs"])
     names = [name for name in RECIPES if any(name in entries for entries in groups.values())]
     with saved_figure(path, (10.0, 1.6 + 0.32 * len(names))) as figure:
         panels = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
@@ -136,7 +115,7 @@ def _plot_reaches(data: Data, path: Path) -> None:
 
 def _plot_lengths(data: Data, path: Path) -> None:
     """The loss of every recipe against the length, with its spread over the networks."""
-    groups = group(data)
+    groups = group_climbs(data["climbs"])
     with saved_figure(path, (10.0, 6.8)) as figure:
         panels = figure.subplots(2, 2, squeeze=False).ravel()
         names = [name for name in RECIPES if any(name in entries for entries in groups.values())]
@@ -158,7 +137,7 @@ def _plot_lengths(data: Data, path: Path) -> None:
             axes.axhline(1, color=GREY, lw=0.8)
             axes.set(xscale="log", yscale="log", title=_TITLES[problem], ylim=(5e-5, 20))
             axes.set(xlabel="length", ylabel="loss / loss without memory")
-            axes.xaxis.set_minor_formatter(NullFormatter())  # which names them within a decade
+            axes.xaxis.set_minor_formatter(NullFormatter())  # no labels within a decade
         for axes in panels[len(groups) :]:
             axes.set_visible(False)
         handles = [panels[0].plot([], [], **styles[name])[0] for name in names]

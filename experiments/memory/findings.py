@@ -1,14 +1,14 @@
-"""The findings of `memory`, from what each recipe's climb measured."""
+"""The findings of `memory`, from the lengths that each recipe climbed."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from experiments.memory.figures import DEFAULT, find_best, reach
-from experiments.memory.recipes import RECIPES
-from experiments.shared.findings import Data, Finding
+from experiments.memory.recipes import DEFAULT, RECIPES
+from experiments.shared.output import Data, Finding
 from experiments.shared.tasks import PROBLEMS
 
+Groups = dict[str, dict[str, Data]]
 _WORDS = {
     "latch": "To hold a sign through noise",
     "order": "To tell the order of two signals",
@@ -19,25 +19,40 @@ _WORDS = {
 
 def judge(data: Data) -> list[Finding]:
     """The findings of `memory`."""
-    climbs = data["climbs"]
-    problems = list(dict.fromkeys(entry["problem"] for entry in climbs))
-    findings = [_judge_reach(data, problem) for problem in problems]
-    if "order" in problems and data["explosion"]:
-        findings += _judge_order(climbs)
-    if "adding" in problems and data["explosion"]:
-        findings += _judge_adding(climbs, data["explosion"])
-    return [*findings, *_judge_gradients(climbs)]
+    groups = group_climbs(data["climbs"])
+    findings = [_judge_reach(problem, entries) for problem, entries in groups.items()]
+    if "order" in groups and data["explosion"]:
+        findings += _judge_order(groups["order"])
+    if "adding" in groups and data["explosion"]:
+        findings += _judge_adding(groups["adding"], data["explosion"])
+    return [*findings, *_judge_gradients(groups)]
 
 
-def _of(climbs: list[Data], problem: str) -> dict[str, Data]:
-    return {entry["recipe"]: entry for entry in climbs if entry["problem"] == problem}
+def reach(entry: Data) -> np.ndarray:
+    """The longest length that each network solved, [S]; 0 if none."""
+    solved = np.array([rung["solved"] for rung in entry["rungs"]])
+    return np.max(np.array([[rung["length"]] for rung in entry["rungs"]]) * solved, axis=0)
 
 
-def _judge_reach(data: Data, problem: str) -> Finding:
-    """The lecture's network against the best vanilla one."""
-    reaches = {name: reach(entry) for name, entry in _of(data["climbs"], problem).items()}
+def group_climbs(climbs: list[Data]) -> Groups:
+    """The climbs by problem and recipe."""
+    groups: Groups = {}
+    for entry in climbs:
+        groups.setdefault(entry["problem"], {})[entry["recipe"]] = entry
+    return groups
+
+
+def find_best(entries: dict[str, Data]) -> str:
+    """The vanilla recipe that reaches furthest: by its median network, then by its worst."""
+    reaches = {name: reach(entry) for name, entry in entries.items() if RECIPES[name].vanilla}
+    return max(reaches, key=lambda name: (np.median(reaches[name]), reaches[name].min()))
+
+
+def _judge_reach(problem: str, entries: dict[str, Data]) -> Finding:
+    """The lecture's network and the best vanilla one."""
+    reaches = {name: reach(entry) for name, entry in entries.items()}
     vanilla = {name: each for name, each in reaches.items() if RECIPES[name].vanilla}
-    best = find_best(_of(data["climbs"], problem))
+    best = find_best(entries)
     default, longest = (float(np.median(vanilla[name])) for name in (DEFAULT, best))
     shortest = PROBLEMS[problem].shortest
     others = ", ".join(
@@ -56,8 +71,7 @@ def _judge_reach(data: Data, problem: str) -> Finding:
     )
 
 
-def _judge_order(climbs: list[Data]) -> list[Finding]:
-    entries = _of(climbs, "order")
+def _judge_order(entries: dict[str, Data]) -> list[Finding]:
     vanilla = [entry for name, entry in entries.items() if RECIPES[name].vanilla]
     wanted = (50, 100, 150, 200)
     all_right = {
@@ -102,10 +116,10 @@ def _judge_order(climbs: list[Data]) -> list[Finding]:
     ]
 
 
-def _judge_adding(climbs: list[Data], explosion: Data) -> list[Finding]:
+def _judge_adding(entries: dict[str, Data], explosion: Data) -> list[Finding]:
     losses = {
         (name, rung["length"]): np.asarray(rung["loss"])
-        for name, entry in _of(climbs, "adding").items()
+        for name, entry in entries.items()
         for rung in entry["rungs"]
         if RECIPES[name].vanilla
     }
@@ -119,7 +133,7 @@ def _judge_adding(climbs: list[Data], explosion: Data) -> list[Finding]:
                 f"adding, {length}",
                 f"Two numbers among {length} are added.",
                 "squared error at most 0.01 for every network of a recipe (answering 1: 0.167)",
-                "no recipe got so far"
+                "no recipe got that far"
                 if best is None
                 else f"{best}: {those[best].mean():.4f}, the worst {those[best].max():.4f}",
                 best is not None and bool(those[best].max() <= 0.01),
@@ -144,18 +158,18 @@ def _judge_adding(climbs: list[Data], explosion: Data) -> list[Finding]:
     ]
 
 
-def _judge_gradients(climbs: list[Data]) -> list[Finding]:
-    """Whether the gradient reaches back where the default network fails, and where the best do
-    not; of the problems with one answer, for in `copy` the lags differ."""
+def _judge_gradients(groups: Groups) -> list[Finding]:
+    """Whether the gradient reaches back where the default network fails, and where the best do not;
+    for the problems with one answer, because those of `copy` have different lags."""
     ends = {
-        entry["problem"]: entry["rungs"][-1]
-        for entry in climbs
-        if entry["recipe"] == DEFAULT and not PROBLEMS[entry["problem"]].everywhere
+        problem: entries[DEFAULT]["rungs"][-1]
+        for problem, entries in groups.items()
+        if not PROBLEMS[problem].everywhere
     }
     reached = {name: _decay(rung, "norms_before") for name, rung in ends.items()}
     held = {}
     for problem in ends:
-        entries = _of(climbs, problem)
+        entries = groups[problem]
         best = find_best(entries)
         solved = [rung for rung in entries[best]["rungs"] if np.mean(rung["solved"]) >= 0.5]
         if solved:
@@ -182,7 +196,7 @@ def _judge_gradients(climbs: list[Data]) -> list[Finding]:
 
 
 def _decay(rung: Data, norms: str) -> float:
-    """The gradient's norm at the longest lag in powers of ten, the mean over the networks."""
+    """The gradient's norm at the longest lag in powers of ten, averaged over the networks."""
     return float(np.mean(np.asarray(rung[norms])[:, -1]) / np.log(10))
 
 

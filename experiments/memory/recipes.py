@@ -1,4 +1,4 @@
-"""The recipes that `memory` compares: how a network is built, started and trained."""
+"""The recipes that `memory` compares: how a network is built, initialised and trained."""
 
 from __future__ import annotations
 
@@ -24,20 +24,25 @@ from jaxrnn import (
 )
 
 _UNITS, _MORE = 64, 100
-_SMALL = 0.003  # the scale of the inputs that keep the states where tanh is straight
+_SMALL = 0.003  # the scale of input weights that keeps the states where tanh is linear
 
 
 class Recipe(NamedTuple):
     """A network and its training.
 
-    name, summary: for the tables. layers: input size to the recurrent layers. readout: output size
-    to the readout. optimizer: without its clipping. clip: where the gradient's global norm is
-    clipped. passes: validations in a row that a network in training passes before it is done.
-    least: the part of its learning rate that is left to a network however often it got worse.
-    grows: whether each length starts from the network of the length before. mixes: whether a batch
-    holds all lengths up to the present one. noise: the standard deviation, in training, of what is
-    added to the argument of the activation, in a network of one layer. steadiness: the weight of
-    the regulariser that keeps back-propagated norms steady. vanilla: whether the cell is.
+    name, summary: for the tables.
+    layers: ``(input_size) -> layers``, the recurrent layers.
+    readout: ``(input_size, output_size) -> layer``.
+    optimizer: without its clipping.
+    clip: the global norm at which the gradient is clipped.
+    passes: consecutive validations that a network must pass to finish training.
+    least: the smallest fraction of its learning rate that a network that got worse falls back to.
+    grows: whether training at each length starts from the network of the previous length.
+    mixes: whether a batch holds all lengths up to the current one.
+    noise: standard deviation of the noise added, in training, to the argument of the activation; in
+      a network of one layer.
+    steadiness: weight of the regulariser that keeps back-propagated norms constant.
+    vanilla: whether the cell is a vanilla one.
     """
 
     name: str
@@ -97,7 +102,7 @@ def _gru(input_size: int) -> tuple[Layer, ...]:
 
 
 def _switches(input_size: int) -> tuple[Layer, ...]:
-    """Units that stay on or off until a large input turns them: h = tanh(4 h) at h = +-0.9993."""
+    """Units that stay on or off until a large input flips them: h = tanh(4 h) at h = +-0.9993."""
     layer = vanilla_rnn(
         input_size,
         _MORE,
@@ -124,8 +129,8 @@ def _large_readout(input_size: int, output_size: int) -> Layer:
 
 
 def _rates_by_part(inputs: float, recurrent: float, readout: float) -> Any:
-    """Adam with a learning rate for the input matrix, one for the rest of the recurrent layer, and
-    one for the readout: in proportion to what each multiplies."""
+    """Adam with three learning rates: of the input matrix, of the rest of the recurrent layer, and
+    of the readout, each in proportion to the magnitude of the weights."""
 
     def label(params: Params) -> Params:
         (layer,), last = params
@@ -184,3 +189,5 @@ RECIPES = {
     )
 }
 """The recipes by name. The lecture's is first; each of the others changes what its summary says."""
+DEFAULT = "lecture"
+"""The recipe that the others are compared with."""

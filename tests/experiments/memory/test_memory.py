@@ -1,4 +1,4 @@
-"""The climb step by step, its objective by hand, and what `memory` makes of what it measures."""
+"""The climb step by step, its objective by hand, and the findings that `memory` draws from it."""
 
 import functools
 import json
@@ -7,11 +7,12 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from experiments import memory
 from experiments.__main__ import main
-from experiments.memory import climbing
+from experiments.memory import climbing, figures
 from experiments.memory.climbing import Effort, climb, evaluate
 from experiments.memory.findings import judge
 from experiments.memory.recipes import Recipe
@@ -138,7 +139,7 @@ def make_run(values, best, best_loss):
     return climbing._Climb(state, np.ones(len(values)), kept, np.array(best_loss))
 
 
-def test_a_network_that_worsens_goes_back_with_half_its_rate_and_a_finished_one_stays():
+def test_a_network_that_got_much_worse_is_reset_at_half_its_rate_and_a_finished_one_stays():
     # Better; a little worse; much worse; not finite; finished, and better or worse; never finite.
     values, best = np.arange(1.0, 8), np.arange(11.0, 18)
     run = make_run(values, best, [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, np.inf])
@@ -156,12 +157,12 @@ def test_a_network_that_worsens_goes_back_with_half_its_rate_and_a_finished_one_
     np.testing.assert_array_equal(after.scale[2:4], 1 / 8)
 
 
-def test_training_ends_network_by_network_and_keeps_the_best(monkeypatch):
-    """Losses by script: each network is its number of calls of _advance."""
+def test_on_scripted_losses_each_network_stops_by_its_own_and_returns_its_best_state(monkeypatch):
+    """Validation and training follow a script; a network is its number of calls of _advance."""
     solved, nothing = 0.0, 1.0
     script = np.array(
         [
-            [solved] * 9,  # solves it before training
+            [solved] * 9,  # solved before training
             [nothing, 0.6, *[solved] * 7],  # after two calls
             [nothing, 0.5, 0.9, 0.7, math.nan, 0.6, 0.6, 0.6, 0.6],  # never
         ]
@@ -187,16 +188,17 @@ def test_training_ends_network_by_network_and_keeps_the_best(monkeypatch):
     np.testing.assert_array_equal(after.params, [0, 2, 1])
     np.testing.assert_array_equal(after.opt_state["m"], [0, 2, 1])
     np.testing.assert_array_equal(steps, every * np.array([2, 4, 8]))  # until the third pass
-    # The first trains until its third pass; the third goes back from NaN, at 4, to its best, at 1.
+    # The first trains until its third pass; the third is reset from NaN, at 4, to its best, at 1.
     np.testing.assert_array_equal(np.transpose(calls)[0], [0, 1, 2, 0, 0, 0, 0, 0])
     np.testing.assert_array_equal(np.transpose(calls)[2], [0, 1, 2, 3, 1, 2, 3, 1])
     np.testing.assert_array_equal(np.transpose(scales)[2], [1, 1, 1, 1, 0.5, 0.5, 0.5, 0.25])
 
 
 @pytest.mark.parametrize("grows", [True, False])
-def test_a_climb_ends_where_fewer_than_half_solve_and_grows_from_the_length_before(
+def test_on_scripted_answers_a_climb_ends_where_fewer_than_half_solve_and_starts_as_it_should(
     grows, monkeypatch
 ):
+    """Training adds one to every parameter; the fraction right follows a script."""
     right = {5: [1.0, 1.0], 6: [1.0, 0.5], 7: [0.5, 0.5], 8: [1.0, 1.0]}
     given = []
 
@@ -221,6 +223,27 @@ def test_a_climb_ends_where_fewer_than_half_solve_and_grows_from_the_length_befo
         wanted = jax.tree.map(lambda leaf, added=added: leaf + added, fresh)
         assert_close(params, wanted, length=3)
     assert_close(rungs[-1]["params"], jax.tree.map(lambda a: a + 1, given[-1]), length=1)
+
+
+def test_a_climb_learns_the_latch_and_continues_with_the_networks_that_learned_it():
+    problem, some, count = PROBLEMS["latch"], keys(), 500
+    recipe = Recipe(
+        "small", "", lambda size: (vanilla_rnn(size, 16),), optimizer=optax.adam(1e-2), grows=True
+    )
+    effort = Effort(steps=300, sequence_steps=10**6, batch_size=32, test=count)
+    length = 5
+    first, second = climb(problem, recipe, (length, length), effort, some)  # compiled once
+    fresh = climbing._start(problem, recipe, some).params
+    unseen = keys(2, seed=1)
+    untrained, _ = evaluate(problem, recipe, length, count, fresh, unseen)
+    for rung, params in ((first, fresh), (second, first["params"])):
+        norms = climbing._measure_norms(problem, recipe, length, params, some)
+        np.testing.assert_array_equal(rung["norms_before"], norms)
+        loss, right = evaluate(problem, recipe, length, count, rung["params"], unseen)
+        assert (loss < untrained).all()
+        # Of answers that do not depend on the sign, the number right is binomial.
+        assert right.min() > 0.5 + 5 * math.sqrt(0.25 / count)
+        assert loss.max() < problem.blind_loss(length)
 
 
 def test_gradient_norms_are_those_of_explicit_products():
@@ -288,6 +311,27 @@ def score(name, outputs, targets):
 # The experiment
 
 
+@pytest.mark.parametrize(("gain", "length"), [(1.0, 2), (1e10, 4)])
+def test_a_relu_network_is_followed_until_its_loss_is_not_finite_or_for_600_steps(
+    gain, length, monkeypatch
+):
+    monkeypatch.setattr(memory, "_EXPLODING_LENGTH", length)
+    start = identity(gain)
+    monkeypatch.setattr(memory.initializers, "identity", lambda: start)
+    followed = memory._explode(memory.Config())
+    assert followed["length"] == length
+    assert followed["radius"][0] == pytest.approx(gain, rel=1e-6)
+    if gain > 1:  # the square of its cube overflows: the first call is the last
+        assert len(followed["loss"]) == 10
+        assert not np.isfinite(followed["loss"]).any()
+        return
+    assert len(followed["loss"]) == 600
+    assert np.isfinite(followed["state"]).all()
+    # The squared error of answering 1 has mean 1/6 and variance 1/15 - 1/36 per sequence.
+    allowed = 1 / 6 - 5 * math.sqrt((1 / 15 - 1 / 36) / (100 * 32))
+    assert followed["loss"][-100:].mean() < allowed
+
+
 def run_small(folder, *options):
     sizes = ("--seeds", "2", "--batch-size", "2", "--test-sequences", "4", "--workers", "1")
     return main(("memory", "--folder", str(folder), *sizes, *options))
@@ -302,7 +346,7 @@ def test_a_small_run_writes_its_figures_and_its_measurements(tmp_path, monkeypat
     monkeypatch.setattr(memory, "_FAR", {"order": (20, 40)})
     monkeypatch.setattr(memory, "_EXPLODING_LENGTH", 30)
     monkeypatch.setitem(memory.RECIPES, "growing", memory.RECIPES["lecture"])  # compiled once
-    huge = identity(1e30)  # which overflows at the second step
+    huge = identity(1e30)  # overflows at the second step, so that the explosion is a short one
     monkeypatch.setattr(memory.initializers, "identity", lambda: huge)
     options = ("--problems", "order", "--recipes", "lecture", "growing")
     assert run_small(tmp_path, *options) == 0
@@ -321,8 +365,6 @@ def test_a_small_run_writes_its_figures_and_its_measurements(tmp_path, monkeypat
             assert np.shape(rung[name]) == (2, len(rung["lags"]))
         assert set(rung["steps"]) <= {0, 50}
     assert data["climbs"][0]["rungs"] == data["climbs"][1]["rungs"]  # from the same keys
-    assert len(data["explosion"]["loss"]) == 10  # it is over after its first call
-    assert not np.isfinite(data["explosion"]["loss"]).any()
 
 
 def make_rung(length, solved=True, **changed):
@@ -387,7 +429,7 @@ def test_each_verdict_follows_from_the_data(changed, refuted):
     assert {finding.name for finding in findings if not finding.holds} == refuted
 
 
-def test_a_network_that_broke_does_not_hide_one_that_adds():
+def test_a_recipe_that_diverged_does_not_hide_one_that_adds():
     data = make_data()
     (lecture,) = (e for e in data["climbs"] if (e["problem"], e["recipe"]) == ("adding", "lecture"))
     for length in (400, 600):  # the recipe that comes first
@@ -412,14 +454,14 @@ def test_the_gradient_verdicts_follow_from_the_norms():
     assert judge_norms("growing", "after", -1.9, 0.0, 1.0) == [True, False]
 
 
-def test_what_was_not_measured_is_not_claimed_and_norms_of_nothing_are_drawn(tmp_path):
+def test_claims_that_were_not_measured_have_no_finding_and_infinite_norms_are_drawn(tmp_path):
     data = make_data() | {"explosion": None}
     for entry in data["climbs"]:
         entry["rungs"] = entry["rungs"][:2]
         entry["rungs"][-1]["norms_after"] = np.full((2, 2), -np.inf)
     names = [finding.name for finding in judge(data)]
     assert names == [*PROBLEMS, "gradient, to learn", "gradient, to hold"]
-    memory.plot(data, tmp_path)
+    figures.plot(data, tmp_path)
     assert len(list(tmp_path.iterdir())) == 3
 
 
@@ -428,6 +470,9 @@ def test_what_was_not_measured_is_not_claimed_and_norms_of_nothing_are_drawn(tmp
     [
         (("--problems", "latch", "none"), ["--problems is 'none'", "latch, order"]),
         (("--recipes", "lecture", "LSTM"), ["--recipes is 'LSTM'", "lecture, deep"]),
+        (("--recipes", "growing", "GRU"), ["--recipes lacks lecture"]),
+        (("--quick", "--recipes", "deep"), ["--recipes lacks lecture"]),
+        (("--quick", "--problems", "adding"), ["--problems is adding", "latch, order, copy"]),
         (("--seeds", "1"), ["--seeds is 1"]),
         (("--batch-size", "0"), ["--batch-size is 0"]),
         (("--workers", "0"), ["--workers is 0"]),
@@ -435,7 +480,7 @@ def test_what_was_not_measured_is_not_claimed_and_norms_of_nothing_are_drawn(tmp
     ids=" ".join,
 )
 def test_bad_options_are_refused_by_name(options, said, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(memory, "_run_side_by_side", None)  # nothing is to run
+    monkeypatch.setattr(memory, "_run_side_by_side", None)  # nothing must run
     assert main(("memory", "--folder", str(tmp_path / "new"), *options)) == 2
     message = capsys.readouterr().err
     assert all(part in message for part in said), message
@@ -448,44 +493,45 @@ def test_no_problems_and_no_recipes_are_refused(option):
         memory.run(memory.Config(**{option: ()}), lambda done, doing: None)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        ("--recipes", "growing"),
-        ("--recipes", "GRU"),
-        ("--recipes", "lecture", "lecture"),
-        ("--quick", "--problems", "adding"),
-        ("--quick", "--recipes", "deep"),
-    ],
-    ids=" ".join,
-)
-def test_every_choice_of_problems_and_recipes_is_refused_or_told(options, tmp_path, monkeypatch):
-    rungs = [make_rung(20, params=None), make_rung(50, solved=False, params=None)]
-    monkeypatch.setattr(memory, "climb", lambda *how: map(dict, rungs))
-    monkeypatch.setattr(memory, "_explode", lambda *how: make_data()["explosion"])
-    code = run_small(tmp_path / "new", *options)
-    assert code == (0 if (tmp_path / "new").exists() else 2)
+def test_a_name_given_twice_is_climbed_once_and_quick_leaves_one_recipe_per_problem():
+    def choose(**options):
+        return memory._choose_pairs(memory.Config(**options))
+
+    twice = {"problems": ("copy", "copy"), "recipes": ("deep", "lecture", "deep")}
+    assert choose(**twice) == [("copy", "deep"), ("copy", "lecture")]
+    assert choose(quick=True) == [
+        *(("latch", "lecture"), ("latch", "growing")),
+        *(("order", "lecture"), ("order", "switches")),
+        *(("copy", "lecture"), ("copy", "small states")),
+    ]
+    assert len(choose()) == 4 * len(memory.RECIPES)
 
 
-def test_a_run_that_was_cut_goes_on_with_what_it_had_not_climbed(tmp_path, monkeypatch):
-    calls, cut = [], True
+def test_an_interrupted_run_resumes_with_the_missing_climbs_and_ends_like_one_that_was_not(
+    tmp_path, monkeypatch
+):
+    climbed, cut = [], True
 
-    def fake_climb(problem, recipe, *how):
+    def climb_by_script(problem, recipe, *how):
         if cut and problem.name == "order":
             raise KeyboardInterrupt
-        calls.append(problem.name)
-        yield make_rung(20, params=None)
+        climbed.append(problem.name)
+        yield make_rung(20 if problem.name == "latch" else 35, params=None)
 
-    monkeypatch.setattr(memory, "climb", fake_climb)
+    monkeypatch.setattr(memory, "climb", climb_by_script)
     monkeypatch.setattr(memory, "_explode", lambda *how: make_data()["explosion"])
     options = ("--problems", "latch", "order", "--recipes", "lecture")
-    assert run_small(tmp_path, *options) == 130
-    assert calls == ["latch"]
-    assert run_small(tmp_path, *options) == 2  # the folder holds a run
+    resumed, whole = tmp_path / "resumed", tmp_path / "whole"
+    assert run_small(resumed, *options) == 130
+    assert climbed == ["latch"]
+    assert run_small(resumed, *options) == 2  # the folder holds a run
     cut = False
-    assert main(("memory", "--resume", str(tmp_path))) == 0
-    assert calls == ["latch", "order"]
-    assert {path.name for path in tmp_path.iterdir()} == FILES | {"checkpoints"}
+    assert main(("memory", "--resume", str(resumed))) == 0
+    assert climbed == ["latch", "order"]
+    assert {path.name for path in resumed.iterdir()} == FILES | {"checkpoints"}
+    assert run_small(whole, *options) == 0
+    for name in ("metrics.json", "findings.csv"):
+        assert (resumed / name).read_text() == (whole / name).read_text()
 
 
 def test_processes_side_by_side_return_what_each_job_does(tmp_path):
