@@ -47,9 +47,10 @@ from experiments.bench.findings import judge
 from experiments.bench.scaling import measure_compiling, measure_lengths, measure_memory
 from experiments.bench.tables import write_tables
 from experiments.bench.timing import Entrant, Unavailable, interleave, matrix_product
-from experiments.shared.output import Data, Result, RunConfig, Tick, within
+from experiments.shared.findings import Data, Result
+from experiments.shared.options import NotNegative, Positive, RunConfig
+from experiments.shared.output import Tick, within
 from experiments.shared.timing import Call
-from experiments.shared.training import NotNegative, Positive
 from jaxrnn.host import count_cores, keep_memory, use_cpu_devices
 
 _PACKAGES = ("jax", "jaxlib", "optax", "flax", "dm-haiku", "keras", "torch", "onnxruntime")

@@ -5,25 +5,17 @@ from __future__ import annotations
 import contextlib
 import statistics
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, get_args
 from unittest import mock
 
 from experiments.bench.cases import Case, compare_gradients, make_workload
 from experiments.bench.library import build_library
 from experiments.bench.timing import Entrant, interleave
-from experiments.shared.output import Data
-from experiments.shared.training import largest_divisor
-from jaxrnn._products import Products, choose_products
+from experiments.shared.devices import largest_divisor
+from experiments.shared.findings import Data
+from jaxrnn.recurrence.plan import Plan, Strategy, make_plan
 
-STRATEGIES = {
-    "before": Products("before", False),
-    "columns": Products("before", True),
-    "inside": Products("inside", False),
-    "joined": Products("joined", False),
-}
-"""The strategies by name. before: the input product of all steps of a chunk at once, then ``h W^T``
-per step; columns: the same with W on the left; inside: the input product in each step; joined: one
-product of input and state per step."""
+STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 _OWN = "own"
 _SHORTEST_CHUNK = 8
 
@@ -79,18 +71,19 @@ def measure_strategies(
 
 
 @contextlib.contextmanager
-def force_strategy(name: str | None) -> Iterator[set[str]]:
+def force_strategy(name: Strategy | None) -> Iterator[set[str]]:
     """Within it `unroll` uses the strategy of this name, or its own choice if None.
 
     Yields the set of names of the strategies used so far."""
     used = set[str]()
 
-    def choose_or_force(*arguments: Any) -> Products:
-        products = choose_products(*arguments) if name is None else STRATEGIES[name]
-        used.update(known for known, value in STRATEGIES.items() if value == products)
-        return products
+    def choose_or_force(*arguments: Any) -> Plan:
+        plan = make_plan(*arguments)
+        plan = plan if name is None else plan._replace(strategy=name)
+        used.add(plan.strategy)
+        return plan
 
-    with mock.patch("jaxrnn.recurrence.choose_products", choose_or_force):
+    with mock.patch("jaxrnn.recurrence.unrolling.make_plan", choose_or_force):
         yield used
 
 

@@ -21,7 +21,7 @@ from experiments.bench.contenders import (
     run_over_padding,
 )
 from experiments.bench.timing import Entrant, Program, Unavailable, compile_program
-from experiments.shared.training import largest_divisor
+from experiments.shared.devices import largest_divisor
 from jaxrnn import (
     Array,
     RNNParams,
@@ -32,7 +32,7 @@ from jaxrnn import (
     unroll_plain,
     vanilla_rnn,
 )
-from jaxrnn.sharding import data_mesh, make_sharded_train_step, replicate, shard_batch
+from jaxrnn.sharding import data_mesh, replicate, shard_batch, shard_train_step
 
 
 def build_plain(workload: Workload, what: Pass) -> Entrant:
@@ -72,9 +72,8 @@ def build_sharded(workload: Workload, what: Pass) -> Entrant:
         total, summed = jax.lax.psum(share, mesh.axis_names)
         return jax.tree.map(lambda leaf: leaf / total, summed)
 
-    step = make_sharded_train_step(
-        _with_key(loss_of(outputs)), optax.adam(LEARNING_RATE), mesh, weight_fn=weight
-    )
+    step = make_train_step(_with_key(loss_of(outputs)), optax.adam(LEARNING_RATE))
+    step = shard_train_step(step, mesh, weight_fn=weight)
     network = Network(
         replicate(workload.params, mesh),
         shard_batch((workload.xs, workload.mask), mesh),

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.bench.findings import ALL, LOOP, OURS, PLAIN
-from experiments.shared.output import Data
+from experiments.shared.findings import Data
 
 CONTENDERS = (OURS, ALL, PLAIN, "flax", "haiku", "Keras", "torch", "onnxruntime", LOOP)
 """The contenders in the order of tables and figures."""

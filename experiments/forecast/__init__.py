@@ -35,7 +35,7 @@ from experiments.forecast.preparation import (
     to_units,
 )
 from experiments.shared.baselines import forecast_baselines
-from experiments.shared.findings import Data, Finding, Result
+from experiments.shared.findings import Data, Finding, Result, describe_seeds
 from experiments.shared.options import (
     InputError,
     NotNegative,

@@ -38,16 +38,10 @@ from experiments.gradients.network import (
     read_network,
     save,
 )
-from experiments.shared.output import (
-    Data,
-    InputError,
-    Result,
-    RunConfig,
-    Tick,
-    write_config,
-)
+from experiments.shared.findings import Data, Result
+from experiments.shared.options import InputError, Positive, PositiveFloat, RunConfig, write_config
+from experiments.shared.output import Tick
 from experiments.shared.tasks import PROBLEMS, Batch, MemoryProblem
-from experiments.shared.training import Positive, PositiveFloat
 from jaxrnn import (
     Array,
     Initializer,

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.shared.output import Data, Finding
+from experiments.shared.findings import Data, Finding
 
 _WHEN = ("before", "after")
 

@@ -13,9 +13,8 @@ import numpy as np
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from experiments.data.files import read_bytes
-from experiments.shared.output import InputError
+from experiments.shared.options import InputError, Positive
 from experiments.shared.tasks import MemoryProblem
-from experiments.shared.training import Positive
 from jaxrnn import Activation, Initializer, Layer, Params, deep_rnn
 from jaxrnn.files import FileFormatError, write_atomically
 from jaxrnn.interop.safetensors import load_params, save_params

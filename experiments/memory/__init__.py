@@ -32,16 +32,9 @@ from pydantic import Field
 from experiments.memory.climbing import Effort, climb, evaluate
 from experiments.memory.findings import judge
 from experiments.memory.recipes import DEFAULT, RECIPES
-from experiments.shared.output import (
-    CHECKPOINTS,
-    Data,
-    InputError,
-    Result,
-    RunConfig,
-    Tick,
-    write_config,
-    write_json,
-)
+from experiments.shared.findings import Data, Result
+from experiments.shared.options import InputError, Positive, RunConfig, write_config
+from experiments.shared.output import CHECKPOINTS, Tick, write_json
 from experiments.shared.tasks import PROBLEMS
 from jaxrnn import (
     Key,

@@ -13,7 +13,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from experiments.memory.recipes import Recipe
-from experiments.shared.output import Data
+from experiments.shared.findings import Data
 from experiments.shared.tasks import Batch, MemoryProblem
 from jaxrnn import (
     Array,
@@ -23,9 +23,9 @@ from jaxrnn import (
     State,
     TrainState,
     diagnostics,
-    train_steps,
     init_train_state,
     scanned,
+    train_steps,
 )
 from jaxrnn import make_train_step as make_step
 
@@ -144,7 +144,9 @@ def _train(
     return run.state._replace(params=params, opt_state=opt_state), steps, all_skipped
 
 
-def _has_margin(problem: MemoryProblem, length: int, losses: np.ndarray, right: np.ndarray) -> np.ndarray:
+def _has_margin(
+    problem: MemoryProblem, length: int, losses: np.ndarray, right: np.ndarray
+) -> np.ndarray:
     """Whether each network solves the problem with a loss far below that of a memoryless guess."""
     margin = problem.margin * problem.blind_loss(length)
     return np.array(
@@ -223,7 +225,9 @@ def _answer(problem: MemoryProblem, recipe: Recipe, params: Params, batch: Batch
     return readout.step(params[1], None, hs[batch.last, jnp.arange(hs.shape[1])])[1]
 
 
-def _objective(problem: MemoryProblem, recipe: Recipe, params: Params, batch: Batch, key: Key) -> Array:
+def _objective(
+    problem: MemoryProblem, recipe: Recipe, params: Params, batch: Batch, key: Key
+) -> Array:
     """What is minimised: the loss, with the recipe's noise and regulariser."""
     if recipe.noise:
         params, batch = _add_noise(recipe.noise, params, batch, key)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from experiments.memory.recipes import DEFAULT, RECIPES
-from experiments.shared.output import Data, Finding
+from experiments.shared.findings import Data, Finding
 from experiments.shared.tasks import PROBLEMS
 
 Groups = dict[str, dict[str, Data]]

@@ -42,7 +42,7 @@ from experiments.data.piano_rolls import (
 from experiments.music.networks import drop_connect, plain_network, sample, sharing_network
 from experiments.music.pieces import Pieces, arrange_pieces, draw_batch
 from experiments.music.scoring import score_batch, score_models, score_pieces
-from experiments.shared.findings import Data, Finding, Result
+from experiments.shared.findings import Data, Finding, Result, describe_seeds
 from experiments.shared.options import (
     Fraction,
     InputError,

@@ -15,6 +15,7 @@ from jax import lax
 from experiments.data.piano_rolls import KEYS
 from jaxrnn import (
     Array,
+    Inputs,
     Key,
     Layer,
     Params,
@@ -22,6 +23,7 @@ from jaxrnn import (
     dense,
     dropout,
     initializers,
+    make_layer,
     stack,
     vanilla_rnn,
 )
@@ -71,17 +73,14 @@ def _torch_dense(below: int, above: int) -> Layer:
 
 
 def _squashed(layer: Layer) -> Layer:
-    """The layer followed by tanh."""
+    """The layer's outputs through tanh."""
 
-    def step(params: Params, state: Any, x: Array) -> tuple[Any, Array]:
-        state, y = layer.step(params, state, x)
-        return state, jnp.tanh(y)
-
-    def unroll(params: Params, state: Any, xs: Array, **options: Any) -> tuple[Any, Array]:
-        state, ys = layer.unroll(params, state, xs, **options)
+    def run(params: Params, state: Any, inputs: Inputs, key: Key | None) -> tuple[Any, Array]:
+        state, ys = layer.run(params, state, inputs, key)
         return state, jnp.tanh(ys)
 
-    return layer._replace(step=step, unroll=unroll)
+    sizes = (layer.input_size, layer.output_size)
+    return make_layer(*sizes, layer.init, layer.initial_state, run, causal=layer.causal)
 
 
 def _sharing(layer: Layer) -> Layer:
@@ -118,18 +117,15 @@ def _sharing(layer: Layer) -> Layer:
         hidden = jnp.tanh(near + channels @ shared.w_channel + shared.b)
         return channels[..., 0] + hidden @ shared.w_out
 
-    def initial_state(params: Params, batch_shape: tuple[int, ...] = ()) -> Any:
+    def initial_state(params: Params, batch_shape: tuple[int, ...]) -> Any:
         return layer.initial_state(params[0], batch_shape)
 
-    def step(params: Params, state: Any, x: Array) -> tuple[Any, Array]:
-        state, y = layer.step(params[0], state, widen(x))
-        return state, narrow(params[1], y, x)
+    def run(params: Params, state: Any, inputs: Inputs, key: Key | None) -> tuple[Any, Array]:
+        frames = inputs.xs
+        state, ys = layer.run(params[0], state, inputs._replace(xs=widen(frames)), key)
+        return state, narrow(params[1], ys, frames)
 
-    def unroll(params: Params, state: Any, xs: Array, **options: Any) -> tuple[Any, Array]:
-        state, ys = layer.unroll(params[0], state, widen(xs), **options)
-        return state, narrow(params[1], ys, xs)
-
-    return Layer(KEYS, KEYS, init, initial_state, step, unroll)
+    return make_layer(KEYS, KEYS, init, initial_state, run)
 
 
 def drop_connect(params: Params, rate: float, key: Key) -> Params:
