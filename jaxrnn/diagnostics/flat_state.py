@@ -1,4 +1,4 @@
-"""A layer's step as a function of one vector: its state's floating-point numbers, flattened."""
+"""A layer's step as a function of a vector: the floating-point entries of its state, flattened."""
 
 from __future__ import annotations
 
@@ -16,38 +16,36 @@ from jaxrnn.layers.contract import Layer
 
 
 class FlatState(NamedTuple):
-    """A state: its floating-point numbers as a vector [N], and its other leaves."""
+    """A state: its floating-point leaves as a vector [N], and its other leaves."""
 
     vector: Array
     others: tuple[Array, ...]
 
 
 class FlatStep(NamedTuple):
-    """A layer with its parameters, its first state and its inputs.
+    """The step of a layer with given parameters, with its initial state and its inputs."""
 
-    `advance` is ``(FlatState, x) -> (FlatState, y)``."""
-
-    advance: Callable[[FlatState, Array], tuple[FlatState, Array]]
+    advance: Callable[[FlatState, Array], tuple[FlatState, Array]]  # (state, x) -> (state, y)
     flatten: Callable[[State], FlatState]
     unflatten: Callable[[FlatState], State]
     start: FlatState
     inputs: Array
 
     def outputs(self, at: FlatState, x: Array, vector: Array) -> tuple[Array, Array]:
-        """The vector after a step from `vector`, and the step's output."""
+        """The vector one step after `vector`, and the step's output."""
         after, y = self.advance(at._replace(vector=vector), x)
         return after.vector, y
 
-    def push(self, at: FlatState, x: Array, columns: Array) -> Array:
-        """The step's Jacobian times columns [N, M]."""
+    def push_forward(self, at: FlatState, x: Array, columns: Array) -> Array:
+        """The step's Jacobian times `columns` [N, M]."""
 
         def image(column: Array) -> Array:
             return jax.jvp(lambda v: self.outputs(at, x, v)[0], (at.vector,), (column,))[1]
 
         return jax.vmap(image, in_axes=1, out_axes=1)(columns)
 
-    def pull(self, at: FlatState, x: Array, rows: Array) -> Array:
-        """Rows [M, N] times the step's Jacobian."""
+    def pull_back(self, at: FlatState, x: Array, rows: Array) -> Array:
+        """`rows` [M, N] times the step's Jacobian."""
         _, transposed = jax.vjp(lambda v: self.outputs(at, x, v)[0], at.vector)
         return jax.vmap(transposed)(rows)[0]
 
@@ -62,14 +60,14 @@ class FlatStep(NamedTuple):
         return last, before, ys
 
 
-def flat_step(
+def flatten_step(
     layer: Layer, params: Params, state: State, inputs: Any, *, name: str = "xs"
 ) -> FlatStep:
     """Check the arguments and flatten the step. `inputs` is a sequence "xs", or one step's "x"."""
-    check_causal(layer)
+    _check_causal(layer)
     inputs = as_array(name, inputs)
     run, rank = (layer.unroll, 2) if name == "xs" else (layer.step, 1)
-    after, ys = jax.eval_shape(run, params, state, inputs)  # the layer refuses what does not fit
+    after, ys = jax.eval_shape(run, params, state, inputs)  # the layer rejects what does not fit
     if ys.ndim != rank:
         raise ValueError(
             f"{name} has shape {inputs.shape}, expected no batch axes (vmap for more sequences)"
@@ -82,7 +80,7 @@ def flat_step(
         is_leaf=lambda node: node is None,
     )
     state = jax.tree.map(lambda leaf, like: jnp.asarray(leaf).astype(like.dtype), state, after)
-    flatten, unflatten = _flattening(state)
+    flatten, unflatten = _make_flattening(state)
 
     def advance(at: FlatState, x: Array) -> tuple[FlatState, Array]:
         state, y = layer.step(params, unflatten(at), x)
@@ -91,13 +89,13 @@ def flat_step(
     return FlatStep(advance, flatten, unflatten, flatten(state), inputs)
 
 
-def _flattening(
+def _make_flattening(
     like: State,
 ) -> tuple[Callable[[State], FlatState], Callable[[FlatState], State]]:
-    """State to FlatState and back, for states like this one."""
+    """Functions from State to FlatState and back, for states of the structure of `like`."""
     leaves, structure = jax.tree.flatten(like)
     floating = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
-    numbers = [leaf for leaf, counts in zip(leaves, floating, strict=True) if counts]
+    numbers = [leaf for leaf, is_floating in zip(leaves, floating, strict=True) if is_floating]
     if not any(leaf.size for leaf in numbers):
         raise ValueError("layer has a state without floating-point numbers, expected some")
     dtype = max((accumulation_dtype(leaf.dtype) for leaf in numbers), key=lambda d: d.itemsize)
@@ -105,42 +103,33 @@ def _flattening(
 
     def flatten(state: State) -> FlatState:
         pairs = list(zip(map(jnp.asarray, jax.tree.leaves(state)), floating, strict=True))
-        vector, _ = ravel_pytree([leaf.astype(dtype) for leaf, counts in pairs if counts])
-        return FlatState(vector, tuple(leaf for leaf, counts in pairs if not counts))
+        vector, _ = ravel_pytree([leaf.astype(dtype) for leaf, is_floating in pairs if is_floating])
+        return FlatState(vector, tuple(leaf for leaf, is_floating in pairs if not is_floating))
 
     def unflatten(flat: FlatState) -> State:
         others, numbers = iter(flat.others), iter(unravel(flat.vector))
         return jax.tree.unflatten(
             structure,
             [
-                next(numbers).astype(leaf.dtype) if counts else next(others)
-                for leaf, counts in zip(leaves, floating, strict=True)
+                next(numbers).astype(leaf.dtype) if is_floating else next(others)
+                for leaf, is_floating in zip(leaves, floating, strict=True)
             ],
         )
 
     return flatten, unflatten
 
 
-def zero_input(layer: Layer, params: Params) -> Array:
-    """An input of zero for one step, in the dtype of the state."""
-    check_causal(layer)
+def make_zero_input(layer: Layer, params: Params) -> Array:
+    """An input of zeros for one step, in the dtype of the state."""
+    _check_causal(layer)
     leaves = jax.tree.leaves(layer.initial_state(params))
     dtypes = [leaf.dtype for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
     return jnp.zeros((layer.input_size,), *dtypes[:1])
 
 
-def check_causal(layer: Any) -> None:
-    """Refuse what is not a causal layer."""
+def _check_causal(layer: Any) -> None:
+    """Reject anything but a causal layer."""
     if not isinstance(layer, Layer):
         raise TypeError(f"layer is a {type(layer).__name__}, expected a Layer")
     if not layer.causal:
         raise ValueError("layer is not causal, expected one that can be stepped")
-
-
-def check_starts(starts: Any) -> None:
-    """Refuse states without a common leading axis."""
-    leaves = [as_array("starts", leaf) for leaf in jax.tree.leaves(starts)]
-    counts = {leaf.shape[:1] for leaf in leaves}
-    if len(counts) != 1 or counts <= {(), (0,)}:
-        shapes = [leaf.shape for leaf in leaves]
-        raise ValueError(f"starts has shapes {shapes}, expected [K, ...] with the same K >= 1")

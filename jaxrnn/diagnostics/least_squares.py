@@ -16,14 +16,15 @@ from jaxrnn.diagnostics.log_products import orthogonalize
 def levenberg_marquardt(residual: Callable[[Array], Array], start: Array, num_steps: int) -> Array:
     """A local minimum of ``||residual(v)||^2``, from `start` [N].
 
-    Each step solves min ||J d + residual||^2 + damping ||d||^2 by QR, and is taken if the sum of
-    squares falls; then the damping falls too, and else it grows. A minimum is only ever left for a
-    lower point, so that NaN is never stepped into.
+    Each step solves min ||J d + residual||^2 + damping ||d||^2 by QR. It is accepted, and the
+    damping reduced, if the sum of squares decreases; otherwise the damping grows. A step to NaN is
+    never accepted.
 
-    Source: Marquardt 1963, "An algorithm for least-squares estimation of nonlinear parameters"."""
+    Source: Marquardt 1963, "An algorithm for least-squares estimation of nonlinear parameters".
+    """
     size = start.size
     eye = jnp.eye(size, dtype=start.dtype)
-    tiny = float(jnp.finfo(start.dtype).eps)
+    eps = float(jnp.finfo(start.dtype).eps)
 
     def body(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
         at, damping = carry
@@ -33,7 +34,7 @@ def levenberg_marquardt(residual: Callable[[Array], Array], start: Array, num_st
         q, r = orthogonalize(jnp.concatenate([jacobian, root * eye]))
         trial = at - solve_triangular(r, error @ q[:size])
         better = jnp.sum(residual(trial) ** 2) < jnp.sum(error**2)
-        damping = jnp.clip(jnp.where(better, damping / 8, damping * 4), tiny**2, 1 / tiny)
+        damping = jnp.clip(jnp.where(better, damping / 8, damping * 4), eps**2, 1 / eps)
         return (jnp.where(better, trial, at), damping), None
 
     initial = start, jnp.asarray(1e-2, start.dtype)

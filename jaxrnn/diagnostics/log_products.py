@@ -1,8 +1,8 @@
 """Long matrix products whose entries neither overflow nor underflow.
 
-A vector, or a matrix's row, of any size is held as ordinary numbers times a power of two with an
-integer exponent. Scaling by powers of two rounds nothing, and an integer has no derivative, so that
-what is computed here can be differentiated exactly.
+A vector, or each row of a matrix, is stored as ordinary numbers times a power of two with an
+integer exponent. Scaling by powers of two does not round, and integers carry no derivative, so that
+results remain exactly differentiable.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ from jax import lax
 
 from jaxrnn._types import Array
 
-_SWEEPS = 40
-"""More than the Jacobi method takes: it converges quadratically."""
+_MAX_SWEEPS = 40  # far more than Jacobi's method needs: it converges quadratically
 
 
 class Scaled(NamedTuple):
-    """``values * 2**exponent``. The exponent is an int32: one for all values, or one a row."""
+    """``values * 2**exponent``; the exponent is an int32, one for all values or one per row."""
 
     values: Array
     exponent: Array
@@ -40,10 +39,10 @@ def rescale(values: Array, exponent: Array) -> Scaled:
 
 
 def align(first: Scaled, second: Scaled) -> tuple[Array, Array, Array]:
-    """The values of two numbers with one exponent, that of the larger, and this exponent."""
+    """The values of two numbers at a common exponent, the larger one, and this exponent."""
     lowest = jnp.iinfo(jnp.int32).min
-    heights = [jnp.where(jnp.any(a.values != 0), a.exponent, lowest) for a in (first, second)]
-    top = jnp.maximum(*heights)
+    exponents = [jnp.where(jnp.any(a.values != 0), a.exponent, lowest) for a in (first, second)]
+    top = jnp.maximum(*exponents)
     top = jnp.where(top == lowest, jnp.maximum(first.exponent, second.exponent), top)
     one, other = (a.values * _power_of_two(a.exponent - top, a.values) for a in (first, second))
     return one, other, top
@@ -58,9 +57,11 @@ def log_norm(scaled: Scaled) -> Array:
 def log_spectral_norm(scaled: Scaled) -> Array:
     """The logarithm of the largest singular value of a square matrix A, differentiable.
 
-    A right singular vector v comes from ``(A^T A)^p`` with p = 2^60, by squaring; then |A v| is the
-    singular value up to a factor N^(1/p), and its derivative, v held, is that of the singular
-    value. (Where several are largest, it is that of one of them.)"""
+    A right singular vector v is found from ``(A^T A)^p``, p = 2^60, by repeated squaring. |A v| is
+    then the singular value up to a factor of N^(1/p), and its derivative with v held constant is
+    that of the singular value. (If the largest singular value is repeated, one of its copies is
+    differentiated.)
+    """
     matrix = lax.stop_gradient(scaled.values)
 
     def square(_: int, power: Array) -> Array:
@@ -77,12 +78,13 @@ def log_spectral_norm(scaled: Scaled) -> Array:
 
 
 def orthogonalize(columns: Array) -> tuple[Array, Array]:
-    """``columns = q r`` for columns [N, M]: q [N, M] orthonormal, r [M, M] upper triangular.
+    """``columns = q r`` for `columns` [N, M]: q [N, M] orthonormal, r [M, M] upper triangular.
 
-    Gram-Schmidt, each column twice, in plain products: batched factorisations of LAPACK that stand
-    side by side in one program can wait for each other for ever (see `initializers.orthogonal`).
-    A column of which no more than 4 sqrt(N) eps is left counts as dependent on those before it: its
-    q and its diagonal entry of r are 0."""
+    Gram-Schmidt with every column orthogonalised twice. It uses matrix products alone, because
+    batched LAPACK factorisations that run concurrently in one program can deadlock (see
+    `jaxrnn.initializers.orthogonal`). A column of which at most 4 sqrt(N) eps remains counts as
+    dependent on the preceding ones: its q and its diagonal entry of r are 0.
+    """
     size, count = columns.shape
     epsilon = 4 * math.sqrt(size) * float(jnp.finfo(columns.dtype).eps)
     largest = jnp.max(jnp.abs(columns), axis=0)
@@ -108,37 +110,38 @@ def orthogonalize(columns: Array) -> tuple[Array, Array]:
 
 
 def multiply_rows(matrix: Array, rows: Scaled) -> Scaled:
-    """``matrix @ rows``, for a matrix [M, N] and rows [N, K] with an exponent each."""
+    """``matrix @ rows``, for a matrix [M, N] and rows [N, K] with one exponent per row."""
     left = rescale(matrix, jnp.zeros(matrix.shape[:1], jnp.int32))
     mantissa, shift = jnp.frexp(left.values)
-    heights = shift + rows.exponent[None, :]
+    exponents = shift + rows.exponent[None, :]
     lowest = jnp.iinfo(jnp.int32).min
-    counted = (mantissa != 0) & jnp.any(rows.values != 0, axis=1)[None, :]
-    top = jnp.max(jnp.where(counted, heights, lowest), axis=1)
+    nonzero = (mantissa != 0) & jnp.any(rows.values != 0, axis=1)[None, :]
+    top = jnp.max(jnp.where(nonzero, exponents, lowest), axis=1)
     top = jnp.where(top == lowest, jnp.zeros_like(top), top)
-    factors = jnp.where(counted, heights - top[:, None], 0)
-    weights = jnp.where(counted, mantissa * _power_of_two(factors, matrix), 0)
+    shifts = jnp.where(nonzero, exponents - top[:, None], 0)
+    weights = jnp.where(nonzero, mantissa * _power_of_two(shifts, matrix), 0)
     return rescale(weights @ rows.values, left.exponent + top)
 
 
 def log_singular_values(rows: Scaled) -> Array:
     """The logarithms of the singular values, descending, of a matrix [N, K] scaled row by row.
 
-    One-sided Jacobi: rows are turned in pairs until all are orthogonal; then their norms are the
-    singular values. In a pair of very different sizes the turn is a Gram-Schmidt step of the
-    smaller row, and each singular value is right relative to itself as long as the rows, scaled to
-    length 1, are well conditioned.
+    One-sided Jacobi: pairs of rows are rotated until all rows are orthogonal; their norms are then
+    the singular values. For two rows of very different norms, the rotation is a Gram-Schmidt step
+    on the smaller one. Each singular value has a small relative error provided that the rows,
+    scaled to unit length, are well conditioned.
 
-    Source: Demmel & Veselic 1992, "Jacobi's method is more accurate than QR"."""
+    Source: Demmel & Veselic 1992, "Jacobi's method is more accurate than QR".
+    """
     count = rows.values.shape[0]
     if count % 2:
         rows = Scaled(jnp.pad(rows.values, ((0, 1), (0, 0))), jnp.pad(rows.exponent, (0, 1)))
     schedule = jnp.asarray(_round_robin(count + count % 2))
     tolerance = math.sqrt(count) * float(jnp.finfo(rows.values.dtype).eps)
 
-    def turn(rows: Scaled, pairs: Array) -> tuple[Scaled, Array]:
+    def rotate(rows: Scaled, pairs: Array) -> tuple[Scaled, Array]:
         first, second = (jax.tree.map(lambda leaf, at=at: leaf[at], rows) for at in pairs)
-        first, second, cosine = jax.vmap(_turn_pair)(first, second)
+        first, second, cosine = jax.vmap(_rotate_pair)(first, second)
         return Scaled(
             *(
                 leaf.at[pairs[0]].set(one).at[pairs[1]].set(other)
@@ -147,19 +150,19 @@ def log_singular_values(rows: Scaled) -> Array:
         ), jnp.max(cosine)
 
     def sweep(carry: tuple[Scaled, Array, Array]) -> tuple[Scaled, Array, Array]:
-        rows, cosines = lax.scan(turn, carry[0], schedule)
+        rows, cosines = lax.scan(rotate, carry[0], schedule)
         return rows, jnp.max(cosines), carry[2] + 1
 
-    def goes_on(carry: tuple[Scaled, Array, Array]) -> Array:
-        return (carry[1] > tolerance) & (carry[2] < _SWEEPS)
+    def unfinished(carry: tuple[Scaled, Array, Array]) -> Array:
+        return (carry[1] > tolerance) & (carry[2] < _MAX_SWEEPS)
 
     start = rescale(*rows), jnp.full((), jnp.inf, rows.values.dtype), jnp.zeros((), jnp.int32)
-    rows, _, _ = lax.while_loop(goes_on, sweep, start)
+    rows, _, _ = lax.while_loop(unfinished, sweep, start)
     return -jnp.sort(-jax.vmap(log_norm)(rows))[:count]
 
 
-def _turn_pair(first: Scaled, second: Scaled) -> tuple[Scaled, Scaled, Array]:
-    """Turn two rows so that they are orthogonal; also the cosine that they had."""
+def _rotate_pair(first: Scaled, second: Scaled) -> tuple[Scaled, Scaled, Array]:
+    """Rotate two rows until they are orthogonal; also return the cosine between them before."""
     swap = jax.vmap(log_norm)(Scaled(*map(jnp.stack, zip(first, second, strict=True))))
     swap = swap[1] > swap[0]
     large, small = (
@@ -172,7 +175,7 @@ def _turn_pair(first: Scaled, second: Scaled) -> tuple[Scaled, Scaled, Array]:
     cosine = u @ v
     shift = jnp.where(norms[1] == 0, 0, small.exponent - large.exponent)
     ratio = jnp.minimum(norms[1] / safe[0] * _power_of_two(shift, u), 1)
-    # tangent / ratio, which stays finite where the ratio underflows
+    # tangent / ratio, which remains finite where the ratio underflows
     gap = 1 - ratio**2
     below = gap + jnp.sqrt(gap**2 + (2 * ratio * cosine) ** 2)
     tangent = -2 * cosine / jnp.where(below == 0, jnp.ones_like(below), below)
@@ -187,7 +190,7 @@ def _turn_pair(first: Scaled, second: Scaled) -> tuple[Scaled, Scaled, Array]:
 
 
 def _round_robin(count: int) -> np.ndarray:
-    """The rounds in which each of an even `count` meets each other once: [rounds, 2, count / 2]."""
+    """Rounds that pair each of an even `count` with every other once: [rounds, 2, count / 2]."""
     seats = np.arange(count)
     rounds = []
     for _ in range(count - 1):
@@ -197,7 +200,7 @@ def _round_robin(count: int) -> np.ndarray:
 
 
 def _power_of_two(exponent: Array, like: Array) -> Array:
-    """2**exponent exactly, in the dtype of `like`: 0 below its range, the largest above it."""
+    """2**exponent, exact, in the dtype of `like`: below its range 0, above it the largest power."""
     info = jnp.finfo(like.dtype)
     bias = 1 - int(info.minexp)
     whole = jnp.int64 if info.bits == 64 else jnp.int32
