@@ -22,31 +22,40 @@ from jaxrnn._types import Array, accumulation_dtype
 )
 @dataclass(frozen=True, eq=False)
 class PackedSequences:
-    """Sequences laid end to end, in one row or in several of about the same length.
+    """Sequences concatenated in time, in one row or in several of similar length.
 
-    A pytree of its arrays; the places of the sequences are static, and a jitted function is
-    compiled anew for others.
-
-    xs:      [T, *F], or [T, R, *F] in R rows.
-    resets:  [T] or [T, R] bool, True at each sequence's first step.
-    mask:    [T] or [T, R] bool, False only behind the end of the shorter rows.
-    rows:    for each sequence, in the order given, its row; starts: its first step; lengths.
+    A pytree of the three arrays. The layout (rows, starts, lengths) is static: a jitted function is
+    recompiled for every new layout.
     """
 
     xs: Array
+    """[T, *F], or [T, R, *F] in R rows."""
+
     resets: Array
+    """[T] or [T, R] bool: True at the first step of each sequence."""
+
     mask: Array
+    """[T] or [T, R] bool: False in the padding that ends the shorter rows."""
+
     rows: tuple[int, ...]
+    """The row of each sequence, in the order given."""
+
     starts: tuple[int, ...]
+    """The first step of each sequence in its row."""
+
     lengths: tuple[int, ...]
+    """The length of each sequence."""
 
 
 def mask_from_lengths(lengths: Any, num_steps: int) -> Array:
     """The mask [T, *B] of right-padded sequences: True at the first `lengths` [*B] of T steps.
 
+    Args:
+      lengths: integers in [0, T]; an array, a list or an int.
+      num_steps: T.
+
     Raises:
-      ValueError: lengths that are not integers, or (where their values are known) below 0 or above
-        `num_steps`.
+      ValueError: `lengths` are not integers, or (if they are not traced) out of range.
     """
     num_steps = check_size("num_steps", num_steps, at_least=0)
     lengths = jnp.asarray(lengths) if isinstance(lengths, list | tuple) else lengths
@@ -54,7 +63,7 @@ def mask_from_lengths(lengths: Any, num_steps: int) -> Array:
     if not jnp.issubdtype(lengths.dtype, jnp.integer):
         raise ValueError(f"lengths has dtype {lengths.dtype}, expected integers")
     if not isinstance(lengths, jax.core.Tracer) and lengths.size:
-        known = np.asarray(lengths)  # NumPy, since jnp.min would be compiled
+        known = np.asarray(lengths)  # in NumPy, as jnp.min would be compiled
         low, high = int(known.min()), int(known.max())
         if low < 0 or high > num_steps:
             raise ValueError(f"lengths are {low} to {high}, expected 0 to num_steps = {num_steps}")
@@ -66,9 +75,8 @@ def pad_sequences(sequences: Sequence[Any], *, num_steps: int | None = None) -> 
     """Pad sequences [T_i, *F] with zeros at the end.
 
     Args:
-      sequences: at least one, of equal dtype and features; any may have length 0.
-      num_steps: T, at least the longest length, which is the default. A fixed T spares compiling
-        anew for every batch.
+      sequences: at least one, with the same dtype and features; any may have length 0.
+      num_steps: T, by default the greatest length. A fixed T avoids recompilation for every batch.
 
     Returns:
       (xs [T, N, *F], mask [T, N]).
@@ -87,16 +95,16 @@ def pad_sequences(sequences: Sequence[Any], *, num_steps: int | None = None) -> 
 
 
 def pack_sequences(sequences: Sequence[Any], *, num_rows: int | None = None) -> PackedSequences:
-    """Lay sequences [T_i, *F] end to end, so that next to nothing is padded.
+    """Concatenate sequences [T_i, *F] in time, with little or no padding.
 
     Args:
-      sequences: at least one, of equal dtype and features; any may have length 0.
-      num_rows: None lays all in one row without a batch axis and without padding. A number R fills
-        R rows, longest sequence first, each time the row that is shortest so far; only the ends of
-        the shorter rows are padding.
+      sequences: at least one, with the same dtype and features; any may have length 0.
+      num_rows: None makes one row, without a batch axis and without padding. A number R makes R
+        rows: each sequence, the longest first, is appended to the row that is shortest so far, and
+        only the ends of the shorter rows are padded.
 
     Returns:
-      PackedSequences; give its `xs`, `resets` and `mask` to a layer, and the outputs to
+      PackedSequences. Pass its `xs`, `resets` and `mask` to a layer, and the outputs to
       `unpack_sequences`.
     """
     arrays = _check_sequences(sequences)
@@ -125,22 +133,29 @@ def pack_sequences(sequences: Sequence[Any], *, num_rows: int | None = None) -> 
 
 
 def unpack_sequences(ys: Array, packed: PackedSequences) -> list[Array]:
-    """Cut outputs [T, *O] or [T, R, *O] of packed sequences into a list of [T_i, *O], in the order
-    in which the sequences were given."""
+    """Split the outputs of packed sequences into those of each sequence.
+
+    Args:
+      ys: [T, *O] or [T, R, *O].
+      packed: the PackedSequences whose outputs `ys` are.
+
+    Returns:
+      A list of arrays [T_i, *O], in the order in which the sequences were given.
+    """
     ys = as_array("ys", ys)
     if not isinstance(packed, PackedSequences):
         raise TypeError(f"packed is a {type(packed).__name__}, expected PackedSequences")
     layout = packed.resets.shape
     if ys.shape[: len(layout)] != layout:
         raise ValueError(f"ys has shape {ys.shape}, expected to start with {layout} as packed")
-    pieces = zip(packed.rows, packed.starts, packed.lengths, strict=True)
+    places = zip(packed.rows, packed.starts, packed.lengths, strict=True)
     if len(layout) == 1:
-        return [ys[start : start + length] for _, start, length in pieces]
-    return [ys[start : start + length, row] for row, start, length in pieces]
+        return [ys[start : start + length] for _, start, length in places]
+    return [ys[start : start + length, row] for row, start, length in places]
 
 
 def sliding_windows(series: Array, size: int, *, stride: int = 1) -> Array:
-    """All windows of `size` steps of a long series [N, *F], `stride` apart.
+    """All windows of `size` steps in a series [N, *F], starting every `stride` steps.
 
     Returns:
       [size, W, *F], time-major with the windows as the batch; W = (N - size) // stride + 1.
@@ -153,28 +168,36 @@ def sliding_windows(series: Array, size: int, *, stride: int = 1) -> Array:
     return series[jnp.arange(size)[:, None] + starts[None, :]]
 
 
-def masked_mean(values: Array, mask: Array | None = None) -> Array:
-    """The mean of `values` [T, *B, ...] over the steps where `mask` [T, *B] is True, a scalar.
+def masked_mean(
+    values: Array, mask: Array | None = None, *, axis: int | tuple[int, ...] | None = None
+) -> Array:
+    """The mean of `values` [T, *B, ...] where `mask` [T, *B] is True.
 
-    Masked values are never read, NaN included. Where the mask holds no True, or there are no
-    values, the mean is 0.
+    Masked values, NaN included, affect neither the mean nor its gradient. The mean of no values is
+    0.
+
+    Args:
+      values: floating-point, of any shape.
+      mask: bool, over the leading axes of `values`; None masks nothing.
+      axis: the axes of `values` to average over, as in ``jnp.mean``; all by default.
+
+    Returns:
+      `values` without the axes averaged over, in its dtype. 16-bit values are summed in float32.
     """
     values = as_array("values", values)
     check_floating("values", values)
-    if mask is None:
-        return jnp.mean(values) if values.size else jnp.zeros((), values.dtype)
-    mask = as_array("mask", mask)
+    mask = jnp.ones_like(values, bool) if mask is None else as_array("mask", mask)
     check_bool("mask", mask)
     if mask.shape != values.shape[: mask.ndim]:
         raise ValueError(
             f"mask has shape {mask.shape}, expected the leading axes of values, {values.shape}"
         )
-    full = jnp.broadcast_to(
+    mask = jnp.broadcast_to(
         mask.reshape(mask.shape + (1,) * (values.ndim - mask.ndim)), values.shape
     )
-    accumulator = accumulation_dtype(values.dtype)
-    total = jnp.sum(jnp.where(full, values, jnp.zeros_like(values)), dtype=accumulator)
-    count = jnp.maximum(jnp.sum(full), 1).astype(accumulator)
+    dtype = accumulation_dtype(values.dtype)
+    total = jnp.sum(jnp.where(mask, values, jnp.zeros_like(values)), axis=axis, dtype=dtype)
+    count = jnp.maximum(jnp.sum(mask, axis=axis), 1).astype(dtype)
     return (total / count).astype(values.dtype)
 
 

@@ -26,7 +26,7 @@ def loop_mask(lengths, num_steps):
 
 
 def numbered(lengths, features=(), dtype=np.int32):
-    """Sequences whose every entry is another number from 1 on."""
+    """Sequences whose entries are the numbers 1, 2, ... in order."""
     ends = np.cumsum([0, *lengths]) * int(np.prod(features))
     return [
         np.arange(start + 1, end + 1).astype(dtype).reshape(-1, *features)
@@ -54,11 +54,11 @@ def numbered(lengths, features=(), dtype=np.int32):
         (np.array([127, 5], np.int8), 300),
     ],
 )
-def test_mask_from_lengths_is_true_at_the_first_steps(lengths, num_steps):
+def test_mask_from_lengths_is_true_at_the_first_steps_of_each_sequence(lengths, num_steps):
     assert_identical(jaxrnn.mask_from_lengths(lengths, num_steps), loop_mask(lengths, num_steps))
 
 
-def test_mask_from_lengths_keeps_its_values_under_jit_and_vmap():
+def test_mask_from_lengths_is_the_same_under_jit_and_vmap():
     lengths = np.array([[0, 2, 5], [5, 1, 0]])
     expected = loop_mask(lengths, 5)
     assert_identical(jax.jit(jaxrnn.mask_from_lengths, static_argnums=1)(lengths, 5), expected)
@@ -66,7 +66,7 @@ def test_mask_from_lengths_keeps_its_values_under_jit_and_vmap():
     assert_identical(mapped, expected)
 
 
-def test_mask_from_traced_lengths_outside_the_sequence_stops_at_its_ends():
+def test_traced_lengths_out_of_range_are_clipped_to_0_and_num_steps():
     mask = jax.jit(jaxrnn.mask_from_lengths, static_argnums=1)(np.array([-3, 9]), 4)
     assert_identical(mask, loop_mask([0, 4], 4))
 
@@ -79,7 +79,9 @@ def test_mask_from_traced_lengths_outside_the_sequence_stops_at_its_ends():
     [((), np.int32), ((3,), np.float32), ((2, 3), np.float64), ((2,), np.uint8), ((), bool)],
 )
 @pytest.mark.parametrize(("lengths", "num_steps"), [((2, 0, 4), None), ((2, 0, 4), 6), ((0,), 0)])
-def test_pad_sequences_puts_zeros_behind_each_sequence(features, dtype, lengths, num_steps):
+def test_pad_sequences_pads_each_sequence_with_zeros_at_the_end(
+    features, dtype, lengths, num_steps
+):
     sequences = numbered(lengths, features, dtype)
     xs, mask = jaxrnn.pad_sequences(sequences, num_steps=num_steps)
     steps = max(lengths) if num_steps is None else num_steps
@@ -89,7 +91,7 @@ def test_pad_sequences_puts_zeros_behind_each_sequence(features, dtype, lengths,
     assert_identical((xs, mask), (expected, loop_mask(lengths, steps)))
 
 
-def test_padded_sequences_through_a_layer_give_what_each_gives_alone():
+def test_a_padded_batch_gives_the_outputs_and_last_state_of_each_sequence_alone():
     params, sequences, alone = draw_network(reverse=False)
     xs, mask = jaxrnn.pad_sequences(sequences, num_steps=9)
     h, ys = jax.tree.map(np.asarray, jaxrnn.unroll(params, None, xs, mask=mask))
@@ -105,7 +107,7 @@ def test_padded_sequences_through_a_layer_give_what_each_gives_alone():
 
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=6))
 @DRAWN
-def test_pack_sequences_in_one_row_keeps_the_order_and_pads_nothing(lengths):
+def test_packing_into_one_row_keeps_the_order_and_pads_nothing(lengths):
     sequences = numbered(lengths, (2,))
     packed = jaxrnn.pack_sequences(sequences)
     xs = np.asarray(packed.xs)
@@ -118,7 +120,7 @@ def test_pack_sequences_in_one_row_keeps_the_order_and_pads_nothing(lengths):
 
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=6), st.integers(1, 4))
 @DRAWN
-def test_pack_sequences_in_rows_loses_nothing_and_marks_exactly_first_steps_and_row_ends(
+def test_packing_into_rows_keeps_every_step_resets_at_first_steps_and_masks_row_ends(
     lengths, num_rows
 ):
     sequences = numbered(lengths)
@@ -135,7 +137,7 @@ def test_pack_sequences_in_rows_loses_nothing_and_marks_exactly_first_steps_and_
     assert_identical(jaxrnn.unpack_sequences(packed.xs, packed), sequences)
 
 
-def test_pack_sequences_fills_the_shortest_row_with_the_longest_sequence_left():
+def test_packing_appends_the_longest_remaining_sequence_to_the_shortest_row():
     packed = jaxrnn.pack_sequences(numbered([1, 4, 2, 3]), num_rows=2)
     assert_identical(packed.xs, np.array([[2, 8], [3, 9], [4, 10], [5, 6], [1, 7]], np.int32))
     assert packed.rows == (0, 0, 1, 1)
@@ -143,7 +145,7 @@ def test_pack_sequences_fills_the_shortest_row_with_the_longest_sequence_left():
     assert packed.lengths == (1, 4, 2, 3)
 
 
-def test_unpack_sequences_takes_outputs_of_any_width():
+def test_unpack_sequences_accepts_outputs_of_any_width():
     packed = jaxrnn.pack_sequences(numbered([2, 0, 3], (1,)), num_rows=2)
     ys = jnp.concatenate([packed.xs, -packed.xs, packed.xs], axis=-1)
     expected = [np.concatenate([s, -s, s], axis=-1) for s in numbered([2, 0, 3], (1,))]
@@ -151,7 +153,7 @@ def test_unpack_sequences_takes_outputs_of_any_width():
 
 
 @pytest.mark.parametrize("num_rows", [None, 2])
-def test_packed_sequences_go_through_jit(num_rows):
+def test_packed_sequences_pass_through_jit_which_recompiles_for_a_new_layout_only(num_rows):
     traces = []
 
     @jax.jit
@@ -169,7 +171,7 @@ def test_packed_sequences_go_through_jit(num_rows):
     assert len(traces) == 2
 
 
-# Sequences of every kind through a layer: long, of one step, of none.
+# Sequences through a layer: long ones, one of a single step, and an empty one.
 LENGTHS, D, H = (4, 0, 1, 7, 3), 2, 3
 T = max(LENGTHS)
 
@@ -190,7 +192,7 @@ def draw_network(reverse, seed=0):
 
 @pytest.mark.parametrize("num_rows", [None, 3])
 @pytest.mark.parametrize("reverse", [False, True])
-def test_a_packed_batch_through_a_layer_gives_what_each_sequence_gives_alone(num_rows, reverse):
+def test_a_packed_batch_gives_the_outputs_of_each_sequence_alone(num_rows, reverse):
     params, sequences, alone = draw_network(reverse)
     packed = jaxrnn.pack_sequences(sequences, num_rows=num_rows)
     layer = jaxrnn.vanilla_rnn(D, H, learn_h0=True, dtype=jnp.float64)
@@ -202,7 +204,9 @@ def test_a_packed_batch_through_a_layer_gives_what_each_sequence_gives_alone(num
 
 
 @pytest.mark.parametrize("num_rows", [None, 2])
-def test_a_packed_batch_in_both_directions_gives_what_each_sequence_gives_alone(num_rows):
+def test_a_packed_batch_through_a_bidirectional_layer_gives_the_outputs_of_each_sequence_alone(
+    num_rows,
+):
     forward, sequences, ahead = draw_network(reverse=False, seed=0)
     backward, _, back = draw_network(reverse=True, seed=1)
     packed = jaxrnn.pack_sequences(sequences, num_rows=num_rows)
@@ -261,7 +265,7 @@ def test_masked_mean_is_the_mean_of_the_values_where_the_mask_is_true(shape):
     assert_close(jaxrnn.masked_mean(values), np.mean(values), length=values.size)
 
 
-def test_masked_mean_of_every_sequence_is_its_map():
+def test_masked_mean_under_vmap_is_the_mean_of_each_sequence():
     values, mask = draw_values()
     got = jax.vmap(jaxrnn.masked_mean, in_axes=1)(values, mask)
     values, mask = np.asarray(values), np.asarray(mask)
@@ -270,24 +274,88 @@ def test_masked_mean_of_every_sequence_is_its_map():
 
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
-def test_what_stands_behind_the_mask_changes_neither_the_mean_nor_its_gradient(poison):
+def test_masked_values_change_neither_the_mean_nor_its_gradient(poison):
     values, mask = draw_values()
     poisoned = jnp.where(mask[..., None], values, poison)
-    both = jax.value_and_grad(jaxrnn.masked_mean)
-    assert_identical(both(poisoned, mask), both(values, mask))
+    mean_and_gradient = jax.value_and_grad(jaxrnn.masked_mean)
+    assert_identical(mean_and_gradient(poisoned, mask), mean_and_gradient(values, mask))
 
 
-def test_the_gradient_of_masked_mean_is_one_over_the_count_and_zero_behind_the_mask():
+def test_the_gradient_of_masked_mean_is_one_over_the_count_and_zero_where_masked():
     values = draw_values((4, 4))[0]
     mask = np.arange(16).reshape(4, 4) % 2 == 0  # 8 values: 1 / 8 is exact
     gradient = jax.grad(jaxrnn.masked_mean)(values, jnp.asarray(mask))
     assert_identical(gradient, np.where(mask, 0.125, 0.0))
 
 
-def test_masked_mean_is_zero_where_the_mask_is_nowhere_true():
+def test_masked_mean_is_zero_if_everything_is_masked():
     values, mask = draw_values()
     mean, gradient = jax.value_and_grad(jaxrnn.masked_mean)(values * np.nan, mask & False)
     assert_identical((mean, gradient), (np.float64(0), np.zeros(values.shape)))
+
+
+def loop_mean(values, mask, axis):
+    """The masked mean over `axis`, one output entry at a time; 0 where none is unmasked."""
+    axes = {a % values.ndim for a in (axis if isinstance(axis, tuple) else (axis,))}
+    kept = [size for a, size in enumerate(values.shape) if a not in axes]
+    totals, counts = np.zeros(kept), np.zeros(kept)
+    for position in np.ndindex(values.shape):
+        if mask[position[: mask.ndim]]:
+            place = tuple(i for a, i in enumerate(position) if a not in axes)
+            totals[place] += values[position]
+            counts[place] += 1
+    return totals / np.maximum(counts, 1), counts
+
+
+AXES = [0, 1, 2, -1, (0,), (0, 1), (1, 0), (0, 2), (-1, 1), (0, 1, 2)]
+
+
+@pytest.mark.parametrize("axis", AXES)
+@pytest.mark.parametrize("masked", [False, True])
+def test_masked_mean_over_axes_is_that_of_a_loop_and_zero_where_all_is_masked(axis, masked):
+    values, mask = draw_values()
+    mask = mask.at[:, 1].set(False).at[2].set(False) if masked else None
+    poisoned = values if mask is None else jnp.where(mask[..., None], values, np.nan)
+    got = jax.jit(jaxrnn.masked_mean, static_argnames="axis")(poisoned, mask, axis=axis)
+    expected, _ = loop_mean(np.asarray(values), np.asarray(True if mask is None else mask), axis)
+    assert_close(got, expected, length=values.size)
+
+
+@pytest.mark.parametrize("axis", AXES)
+def test_the_gradient_of_masked_mean_over_axes_is_one_over_each_count_despite_masked_nan(axis):
+    values, mask = draw_values()
+    mask = mask.at[:, 1].set(False).at[2].set(False)
+    means, counts = loop_mean(np.asarray(values), np.asarray(mask), axis)
+    cotangent = jnp.asarray(np.random.default_rng(1).standard_normal(means.shape))
+    poisoned = jnp.where(mask[..., None], values, np.nan)
+    _, pull_back = jax.vjp(lambda v: jaxrnn.masked_mean(v, mask, axis=axis), poisoned)
+    axes = tuple(a % 3 for a in (axis if isinstance(axis, tuple) else (axis,)))
+    per_value = np.expand_dims(cotangent / np.maximum(counts, 1), axes)
+    expected = np.where(np.asarray(mask)[..., None], per_value, np.zeros(values.shape))
+    assert_close(pull_back(cotangent)[0], expected, length=1)
+
+
+@pytest.mark.parametrize("axis", [3, (0, 5), -4])
+def test_masked_mean_over_an_axis_that_is_out_of_range_is_rejected(axis):
+    with pytest.raises(ValueError, match=r"axis .* out of bounds"):
+        jaxrnn.masked_mean(*draw_values(), axis=axis)
+
+
+def test_masked_mean_over_an_empty_axis_is_zero():
+    assert_identical(jaxrnn.masked_mean(np.zeros((0, 2, 3)), axis=0), np.zeros((2, 3)))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("axis", [None, 0, 1])
+def test_masked_mean_on_an_explicit_mesh_is_that_without_one(masked, axis):
+    values, mask = draw_values()
+    expected = jaxrnn.masked_mean(values, mask if masked else None, axis=axis)
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
+    set_mesh = getattr(jax, "set_mesh", None) or jax.sharding.use_mesh  # JAX 0.7.0 has the latter
+    with set_mesh(mesh):
+        values, mask = jax.device_put((values, mask), jax.P(None, "data"))
+        got = jaxrnn.masked_mean(values, mask if masked else None, axis=axis)
+    assert_identical(got, expected)
 
 
 @pytest.mark.parametrize("mask", [None, np.zeros((0, 2), bool)])
@@ -297,14 +365,14 @@ def test_masked_mean_of_no_values_is_zero(mask):
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("masked", [False, True])
-def test_masked_mean_of_a_thousand_short_floats_is_right_to_their_last_digit(dtype, masked):
-    # Their sum, 100 000, is out of float16's range, and bfloat16 stops counting at 2^8 values.
+def test_masked_mean_of_a_thousand_16_bit_floats_is_correctly_rounded(dtype, masked):
+    # Their sum, 100 000, exceeds the range of float16, and bfloat16 cannot count beyond 2^8.
     values, mask = draw_values((250, 4), dtype, kept=0.9)
     values = values * 100
     mask = mask if masked else None
     mean = jaxrnn.masked_mean(values, mask)
     wide = np.asarray(values, np.float64)
     expected = wide.mean() if mask is None else wide[np.asarray(mask)].mean()
-    # Half a unit in the last place, and the float32 sum's roundings, which are far below another.
+    # Half a unit in the last place, plus the rounding of the float32 sum, which is far smaller.
     assert mean.dtype == dtype
     assert abs(float(mean) - expected) <= 0.51 * float(jnp.finfo(dtype).eps) * expected
