@@ -1,7 +1,7 @@
-"""Axis legend and array aliases.
+"""Axis legend and type aliases.
 
     T    time: the leading axis of every sequence
-    *B   batch: any number of axes, also none
+    *B   batch: any number of axes, including none
     D    input features        H    hidden units
     O    output features       L    layers
 
@@ -18,22 +18,22 @@ import jax.numpy as jnp
 
 Array = jax.Array
 Key = jax.Array
-"""A random key, as ``jax.random.key`` makes it."""
+"""A typed key of ``jax.random.key``."""
 
 Shape = tuple[int, ...]
 Params = Any
-"""A pytree of arrays that belongs to the caller."""
+"""A pytree of arrays, owned by the caller."""
 
 State = Any
-"""A pytree of arrays; every leaf starts with the batch axes."""
+"""A pytree of arrays whose leading axes are the batch axes."""
 
 Activation = Callable[[Array], Array]
-"""An elementwise function: same shape out as in."""
+"""An elementwise function."""
 
 Initializer = Callable[..., Array]
 """``(key, shape, dtype) -> array``, the protocol of ``jax.nn.initializers``."""
 
 
 def accumulation_dtype(dtype: Any) -> Any:
-    """The dtype in which products of `dtype` accumulate: float32 for the 16-bit ones."""
+    """The dtype in which sums and products of `dtype` accumulate: at least float32."""
     return jnp.dtype(jnp.float32) if jnp.finfo(dtype).bits < 32 else jnp.dtype(dtype)

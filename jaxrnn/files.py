@@ -1,4 +1,4 @@
-"""Files that survive: writing that loses nothing, and the error of a file that cannot be read."""
+"""Atomic writing of files, and the error for a file that cannot be read."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ StrPath = str | os.PathLike[str]
 
 
 class FileFormatError(ValueError):
-    """A file is not what it should be: damaged, of another format, or of other contents.
+    """A file is damaged, or its format or contents are not those expected.
 
-    The message names the file and says what is wrong. A file that is missing, or that the system
-    does not let one read, is an ``OSError`` as ever.
+    The message names the file and the problem. A missing or unreadable file raises ``OSError``.
     """
 
 
 def write_atomically(path: StrPath, data: bytes | bytearray | memoryview) -> None:
-    """Write a whole file, or leave the one that is there as it is.
+    """Write a file atomically: it is replaced as a whole or not at all.
 
-    The bytes go to a temporary file in the same folder, are flushed to disk (fsync), and take the
-    name in one step (rename); then the folder is flushed. Whenever the process or the machine
-    stops, the name stands for the old contents or for all of the new, and once this returns, for
-    the new. An error leaves no temporary file; a crash can leave one, `.partial-*`, free to delete.
+    The data are written to a temporary file in the same folder and flushed to disk (fsync); the
+    temporary file is renamed to `path`, and the folder is flushed. If the process or the machine
+    stops at any point, `path` holds either the old or the new contents in full; once this function
+    has returned, the new. An error leaves no temporary file behind; a crash may leave one, named
+    ``.partial-*``, which can be deleted.
 
-    A new file gets the permissions that ``open`` gives it, one that is replaced keeps its own. A
-    symbolic link stays, and the file that it points to is replaced. Other hard links to a replaced
-    file keep the old contents.
+    A new file has the permissions that ``open`` would give it; a replaced file keeps its own. A
+    symbolic link is followed, and the file that it points to is replaced. Other hard links to a
+    replaced file keep the old contents.
 
     Args:
-      path: the file. Its folder exists.
+      path: the file, in an existing folder.
       data: its contents.
 
     Raises:
-      TypeError: `data` are no bytes.
-      OSError: the system refuses a step, or `path` is not a regular file. The old file is as it
-        was, except where flushing the folder, the last step, fails: then the new one is in place.
+      TypeError: `data` is not bytes-like.
+      OSError: an operation failed, or `path` is not a regular file. The old file is unchanged,
+        unless the last operation failed, the flush of the folder: then the new file is in place.
     """
     rest = memoryview(data).cast("B")
     path = os.path.realpath(path)
@@ -66,7 +66,7 @@ def write_atomically(path: StrPath, data: bytes | bytearray | memoryview) -> Non
 
 
 def _permissions(path: str) -> int | None:
-    """Those of a regular file; None where there is no file."""
+    """The permissions of a regular file; None if there is no file."""
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
@@ -78,7 +78,7 @@ def _permissions(path: str) -> int | None:
 
 @contextmanager
 def _flushing(folder: str) -> Iterator[None]:
-    """Flush a folder to disk after the block. It is opened before, when failing does no harm."""
+    """Flush a folder to disk after the block. It is opened before, while failure is harmless."""
     if not hasattr(os, "O_DIRECTORY"):  # Windows, which cannot open folders
         yield
         return
@@ -88,7 +88,7 @@ def _flushing(folder: str) -> Iterator[None]:
         try:
             os.fsync(descriptor)
         except OSError as error:
-            if error.errno != errno.EINVAL:  # which a file system without such a flush answers
+            if error.errno != errno.EINVAL:  # the file system cannot flush folders
                 raise
     finally:
         os.close(descriptor)

@@ -1,4 +1,4 @@
-"""What a script tells its process before the first array: how a CPU's cores and memory are used."""
+"""Process-wide settings for a script's first lines: a CPU's devices and its memory allocator."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ import jax
 
 from jaxrnn._checks import check_size
 
-_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8  # of malloc.h
+_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8  # M_TRIM_THRESHOLD etc. of malloc.h
 
 
 def use_cpu_devices(count: int | None = None) -> int:
-    """Let the CPU present its cores as devices. A script calls this first.
+    """Make the CPU's cores available as JAX devices. Call it at the start of a script.
 
-    JAX fixes the number of CPU devices when it first uses one: when an array is made, a function
-    runs, or devices are listed. Importing jax or jaxrnn does not. Other devices are not affected.
+    JAX fixes the number of CPU devices at first use: when an array is created, a function runs, or
+    devices are listed. Importing jax or jaxrnn is not a use. GPUs and TPUs are not affected.
 
     Args:
-      count: devices of this process; by default the cores that it may run on.
+      count: the number of CPU devices; by default the number of cores available to this process.
 
     Returns:
-      The number of CPU devices that this process has.
+      The number of CPU devices of this process.
 
     Raises:
       TypeError, ValueError: `count` is not an int of at least 1.
-      RuntimeError: it comes too late, and the number of devices is another one.
+      RuntimeError: JAX has already started with another number of CPU devices.
     """
     count = count_cores() if count is None else check_size("count", count)
     try:
@@ -37,22 +37,22 @@ def use_cpu_devices(count: int | None = None) -> int:
         if started != count:
             raise RuntimeError(
                 f"use_cpu_devices({count}) comes too late: JAX has started with {started} CPU "
-                "device(s), and the number is fixed from then on. Call it before the first array, "
+                "device(s) and cannot change their number. Call it before the first array, "
                 f"or start the process with the environment variable JAX_NUM_CPU_DEVICES={count}"
             ) from error
     return count
 
 
 def keep_memory() -> bool:
-    """Let the process keep the memory of freed arrays for the next ones. A script calls this first.
+    """Keep the memory of freed arrays in the process for reuse. Call it at the start of a script.
 
-    On a CPU, JAX asks the C library for the memory of every result and every temporary, and gives
-    it back at once. The GNU C library hands large blocks on to the system, which maps them anew,
-    page by page, at the next call. With this call the process keeps its largest size to its end,
-    and all threads that start later share one arena.
+    On a CPU, JAX allocates every result and temporary with the C library and frees it as soon as
+    possible. The GNU C library returns large blocks to the operating system, which has to map them
+    again, page by page, at the next call. After this call nothing is returned, so that the process
+    remains at its peak size, and all threads started later share one arena.
 
     Returns:
-      Whether the C library does so: True with the GNU C library, otherwise False, without effect.
+      True if the setting has taken effect, which requires the GNU C library.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
@@ -62,5 +62,5 @@ def keep_memory() -> bool:
 
 
 def count_cores() -> int:
-    """Cores that this process may run on."""
+    """The number of CPU cores available to this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,8 +1,8 @@
 """Initializers for the recurrent matrix, in the protocol of ``jax.nn.initializers``.
 
 Each function returns an initializer ``(key, shape, dtype=float32) -> array``. Its argument may be a
-traced scalar, so that ``vmap`` draws networks of many gains or radii. For the input matrix use
-``jax.nn.initializers`` itself: `init_rnn` calls it with the shape ``(D, H)`` that it expects.
+traced scalar, so that ``vmap`` draws networks with many gains or radii. For the input matrix, use
+``jax.nn.initializers``: `jaxrnn.init_rnn` calls them with the shape ``(D, H)`` that they expect.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from jaxrnn._types import Array, Initializer, Key, Shape, accumulation_dtype
 
 
 def orthogonal(gain: float | Array = 1.0) -> Initializer:
-    """A random orthogonal matrix times `gain`: it keeps the norm of the state it multiplies.
+    """A random orthogonal matrix times `gain`; with gain 1 it preserves norms.
 
-    The default of the recurrent matrix, as in flax and Keras. Uniform over the orthogonal group, as
-    a product of H - 1 reflections (Stewart 1980, "The efficient generation of random orthogonal
-    matrices", theorem 3.3). No QR: batched factorisations that stand side by side in one CPU
-    program, as a network's layers do when its init is mapped over seeds, can wait for each other
-    for ever (jaxlib 0.10.2). Precisions below float32 are drawn in float32 and rounded.
+    The default for the recurrent matrix, as in flax and Keras. Uniformly distributed over the
+    orthogonal group, as a product of H - 1 reflections (Stewart 1980, "The efficient generation of
+    random orthogonal matrices", theorem 3.3). QR is avoided because batched factorisations that run
+    concurrently in one CPU program, as those of several layers do when ``init`` is mapped over
+    seeds, can deadlock (jaxlib 0.10.2). Dtypes below float32 are drawn in float32 and rounded.
 
     Source: Saxe, McClelland & Ganguli 2014, "Exact solutions to the nonlinear dynamics of learning
     in deep linear neural networks", section 3.
@@ -52,7 +52,7 @@ def orthogonal(gain: float | Array = 1.0) -> Initializer:
 
 
 def identity(gain: float | Array = 1.0) -> Initializer:
-    """The identity times `gain`: with relu, the IRNN.
+    """The identity matrix times `gain`; with relu, the IRNN.
 
     Source: Le, Jaitly & Hinton 2015, "A simple way to initialize recurrent networks of rectified
     linear units", section 3.
@@ -69,11 +69,12 @@ def identity(gain: float | Array = 1.0) -> Initializer:
 
 
 def scaled_spectral_radius(radius: float | Array) -> Initializer:
-    """A matrix of normal entries scaled so that its largest absolute eigenvalue is `radius`.
+    """A random normal matrix, scaled so that its largest absolute eigenvalue is `radius`.
 
-    Below 1 the state forgets, above 1 it can grow. The eigenvalue is found by Gelfand's formula,
-    ``lim ||W^k||^(1/k)``, with ``k = 2^24`` reached by squaring 24 times: products only, so that it
-    runs on every device, under ``jit`` and ``vmap``. In float32 it is right to about 1e-5.
+    With a radius below 1 the state is forgotten; above 1 it can grow. The eigenvalue is computed by
+    Gelfand's formula, ``lim ||W^k||^(1/k)``, with ``k = 2^24`` by squaring 24 times. This consists
+    of matrix products alone, which run on every device and batch under ``vmap``. The relative error
+    in float32 is about 1e-5.
 
     Source: Jaeger 2001, "The echo state approach to analysing and training recurrent neural
     networks", section 3.
@@ -91,9 +92,9 @@ def scaled_spectral_radius(radius: float | Array) -> Initializer:
 
 
 def normal(stddev: float | Array | None = None) -> Initializer:
-    """Independent normal entries; `stddev` is 1/sqrt(H) unless given.
+    """Independent normal entries of standard deviation `stddev`, by default 1/sqrt(H).
 
-    With 1/sqrt(H) the spectral radius tends to 1 as H grows (Girko's circular law).
+    With the default, the spectral radius tends to 1 as H grows (Girko's circular law).
     """
     stddev = None if stddev is None else check_positive("stddev", stddev)
 
@@ -106,9 +107,9 @@ def normal(stddev: float | Array | None = None) -> Initializer:
 
 
 def uniform(bound: float | Array | None = None) -> Initializer:
-    """Independent uniform entries in [-bound, bound); `bound` is 1/sqrt(H) unless given.
+    """Independent uniform entries in [-bound, bound), by default with a bound of 1/sqrt(H).
 
-    For the recurrent matrix this is the default of ``torch.nn.RNN``.
+    The default of ``torch.nn.RNN`` for the recurrent matrix.
     """
     bound = None if bound is None else check_positive("bound", bound)
 
@@ -132,7 +133,7 @@ def _one_over_sqrt_units(shape: Shape) -> float:
 
 
 def _largest_absolute_eigenvalue(w: Array, squarings: int = 24) -> Array:
-    """Gelfand's formula; the norm is divided out after each squaring and kept as a logarithm."""
+    """Gelfand's formula. After each squaring the norm is divided out and added as a logarithm."""
 
     def square(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
         power, log_norm = carry  # W^k = exp(log_norm) * power

@@ -1,4 +1,4 @@
-"""What was written survives: every operation of the system fails, or is the last, in turn."""
+"""Atomic writing: every system call fails, or is the last before a crash, in turn."""
 
 import ast
 import contextlib
@@ -21,14 +21,14 @@ from jaxrnn import files
 from jaxrnn.files import write_atomically
 
 OLD, NEW = b"old " * 500, b"the new contents " * 200
-PIECE = 1000  # bytes a write, so that there are several
+PIECE = 1000  # bytes per write, so that there are several writes
 
 
 class System:
-    """`os` as the module sees it: every call of a function is an operation, and is logged.
+    """A stand-in for `os` that logs every function call.
 
-    `before` and `after` are told each operation's place, name and arguments, and may raise. A
-    write takes at most `piece` bytes."""
+    `before` and `after` receive the position, name and arguments of each call, and may raise. A
+    write accepts at most `piece` bytes."""
 
     def __init__(self, before=None, after=None, piece=1 << 30, log=None, real=os):
         self._before, self._after, self._piece = before, after, piece
@@ -58,7 +58,7 @@ class System:
 
 
 def write(monkeypatch, path, data, **faults):
-    """Write on a system with faults -> its log."""
+    """Write on a `System` with `faults`; return its log."""
     system = System(**faults)
     with monkeypatch.context() as patch:
         patch.setattr(files, "os", system)
@@ -67,14 +67,14 @@ def write(monkeypatch, path, data, **faults):
 
 
 def log_of(monkeypatch, path):
-    """The operations of a write in which nothing fails; the old file is there again afterwards."""
+    """The calls of a write without failures; afterwards the old contents are restored."""
     log = write(monkeypatch, path, NEW, piece=PIECE)
     path.write_bytes(OLD)
     return log
 
 
 def failing(places, code):
-    """An `before` or `after` that fails at the places."""
+    """A `before` or `after` that fails at the given positions."""
 
     def fault(place, name, args):
         if place in places:
@@ -90,31 +90,31 @@ def path(tmp_path):
     return path
 
 
-# What it does when nothing fails
+# Without failures
 
 
 @pytest.mark.parametrize("data", [b"", b"x", NEW, bytearray(NEW), memoryview(NEW)])
-def test_a_file_holds_what_was_written_and_nothing_else_is_left(path, data):
+def test_a_file_holds_the_data_and_no_temporary_file_remains(path, data):
     write_atomically(path, data)
     write_atomically(str(path.with_name("other")), data)
     assert path.read_bytes() == path.with_name("other").read_bytes() == bytes(data)
     assert sorted(os.listdir(path.parent)) == ["file", "other"]
 
 
-def test_a_path_is_relative_to_the_working_folder(tmp_path, monkeypatch):
+def test_a_relative_path_is_relative_to_the_working_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_atomically("file", NEW)
     assert (tmp_path / "file").read_bytes() == NEW
 
 
-def test_the_longest_name_can_be_written(tmp_path):
+def test_a_file_name_of_maximal_length_can_be_written(tmp_path):
     name = "n" * os.pathconf(tmp_path, "PC_NAME_MAX")
     write_atomically(tmp_path / name, NEW)
     assert (tmp_path / name).read_bytes() == NEW
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o027, 0o077])
-def test_a_new_file_gets_the_permissions_that_open_gives(tmp_path, umask):
+def test_a_new_file_has_the_permissions_that_open_gives(tmp_path, umask):
     before = os.umask(umask)
     try:
         (tmp_path / "opened").write_bytes(NEW)
@@ -133,7 +133,7 @@ def test_a_replaced_file_keeps_its_permissions(path, mode):
     assert stat.S_IMODE(path.stat().st_mode) == mode
 
 
-def test_what_replaces_a_private_file_is_private_from_its_first_byte(path, monkeypatch):
+def test_the_temporary_file_for_a_private_file_is_private_from_the_start(path, monkeypatch):
     path.chmod(0o600)
     modes = []
 
@@ -147,7 +147,7 @@ def test_what_replaces_a_private_file_is_private_from_its_first_byte(path, monke
 
 
 @pytest.mark.parametrize("there", [True, False], ids=["to a file", "to none"])
-def test_a_symbolic_link_stays_and_what_it_points_to_is_written(tmp_path, there):
+def test_a_symbolic_link_remains_and_its_target_is_written(tmp_path, there):
     (tmp_path / "elsewhere").mkdir()
     target, link = tmp_path / "elsewhere" / "target", tmp_path / "link"
     if there:
@@ -159,7 +159,7 @@ def test_a_symbolic_link_stays_and_what_it_points_to_is_written(tmp_path, there)
     assert os.listdir(target.parent) == ["target"]
 
 
-# What is refused
+# Invalid arguments
 
 
 @pytest.mark.parametrize("make", [os.mkdir, os.mkfifo], ids=["folder", "pipe"])
@@ -172,23 +172,23 @@ def test_what_is_not_a_regular_file_is_not_replaced(tmp_path, make):
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_a_missing_folder_is_an_error_of_the_system(tmp_path):
+def test_a_missing_folder_raises_file_not_found(tmp_path):
     with pytest.raises(FileNotFoundError):
         write_atomically(tmp_path / "none" / "file", NEW)
 
 
 @pytest.mark.parametrize("data", ["text", None, 3, [1]])
-def test_what_is_not_bytes_is_refused_and_the_old_file_stays(path, data):
+def test_data_that_are_not_bytes_are_rejected_and_the_old_file_remains(path, data):
     with pytest.raises(TypeError):
         write_atomically(path, data)
     assert path.read_bytes() == OLD
 
 
-# Errors at every operation
+# Errors in every system call
 
 
-def test_the_module_reaches_the_system_through_os_alone():
-    """So that the faults below meet every operation, one that is added later too."""
+def test_the_module_makes_system_calls_through_os_only():
+    """This ensures that the faults below reach every call, including those added later."""
     tree = ast.parse(inspect.getsource(files))
     nodes = list(ast.walk(tree))
     imported = {one.name for node in nodes if isinstance(node, ast.Import) for one in node.names}
@@ -198,7 +198,7 @@ def test_the_module_reaches_the_system_through_os_alone():
     assert not {"open", "io", "__import__"} & {n.id for n in nodes if isinstance(n, ast.Name)}
 
 
-def test_data_reach_the_disk_before_the_name_and_the_name_before_the_return(path, monkeypatch):
+def test_the_data_are_flushed_before_the_rename_and_the_folder_before_the_return(path, monkeypatch):
     flushed = []
 
     def note(place, name, args):
@@ -210,26 +210,29 @@ def test_data_reach_the_disk_before_the_name_and_the_name_before_the_return(path
     last_write = max(place for place, name in enumerate(log) if name == "write")
     first, second = (place for place, name in enumerate(log) if name == "fsync")
     assert last_write < first < log.index("replace") < second
-    assert log[log.index("replace") + 1 :] == ["fsync", "close"]  # all else can still be undone
+    assert log[log.index("replace") + 1 :] == [
+        "fsync",
+        "close",
+    ]  # everything else can still be undone
     assert log.count("write") == -(-len(NEW) // PIECE)
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EACCES])
 @pytest.mark.parametrize("moment", ["before", "after"])
-def test_the_old_file_survives_an_error_at_every_operation(path, monkeypatch, moment, code):
+def test_the_old_file_survives_an_error_in_any_system_call(path, monkeypatch, moment, code):
     log = log_of(monkeypatch, path)
     for place, name in enumerate(log):
         with pytest.raises(OSError, match=f" at {name}") as error:
             write(monkeypatch, path, NEW, piece=PIECE, **{moment: failing({place}, code)})
         assert error.value.errno == code
-        # after the renaming there is nothing to go back to: the new file is there, and whole
+        # after the rename the new file is in place, complete
         replaced = place > log.index("replace") - (moment == "after")
         assert path.read_bytes() == (NEW if replaced else OLD), name
         assert os.listdir(path.parent) == ["file"], name
         path.write_bytes(OLD)
 
 
-def test_an_error_leaves_no_new_file_where_there_was_none(path, monkeypatch):
+def test_an_error_leaves_no_file_if_there_was_none(path, monkeypatch):
     path.unlink()
     log = write(monkeypatch, path, NEW, piece=PIECE)
     for place in range(log.index("replace") + 1):
@@ -239,7 +242,7 @@ def test_an_error_leaves_no_new_file_where_there_was_none(path, monkeypatch):
         assert os.listdir(path.parent) == []
 
 
-def test_a_second_error_while_cleaning_up_hides_nothing_and_harms_nothing(path, monkeypatch):
+def test_a_second_error_during_cleanup_hides_no_error_and_spares_the_file(path, monkeypatch):
     log = log_of(monkeypatch, path)
     tried = 0
     for place, name in enumerate(log):
@@ -259,7 +262,7 @@ def test_a_second_error_while_cleaning_up_hides_nothing_and_harms_nothing(path, 
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit, MemoryError])
-def test_an_interruption_is_cleaned_up_after(path, monkeypatch, stop):
+def test_an_interruption_leaves_the_old_file_and_no_temporary_one(path, monkeypatch, stop):
     def interrupt(place, name, args):
         if name == "fsync":
             raise stop
@@ -270,7 +273,7 @@ def test_an_interruption_is_cleaned_up_after(path, monkeypatch, stop):
     assert os.listdir(path.parent) == ["file"]
 
 
-def test_a_file_system_that_flushes_no_folders_is_written_to(path, monkeypatch):
+def test_a_file_system_that_cannot_flush_folders_is_supported(path, monkeypatch):
     log = log_of(monkeypatch, path)
     last = max(place for place, name in enumerate(log) if name == "fsync")
     write(monkeypatch, path, NEW, piece=PIECE, before=failing({last}, errno.EINVAL))
@@ -291,7 +294,7 @@ def test_a_short_write_is_continued(path, monkeypatch, piece):
     places=st.sets(st.integers(0, 40), max_size=3),
     code=st.sampled_from(sorted(set(errno.errorcode) - {errno.EINVAL})),
 )
-def test_any_contents_and_errors_leave_the_old_file_or_the_new(
+def test_any_data_and_errors_leave_either_the_old_file_or_the_new_one(
     tmp_path_factory, old, new, piece, places, code
 ):
     path = tmp_path_factory.mktemp("folder") / "file"
@@ -304,7 +307,7 @@ def test_any_contents_and_errors_leave_the_old_file_or_the_new(
     assert (path.read_bytes() if path.exists() else None) in (old, new)
 
 
-def test_writers_side_by_side_leave_one_whole_file(path):
+def test_concurrent_writers_leave_one_complete_file(path):
     contents = [bytes([letter]) * 20_000 for letter in b"abc"]
     write_atomically(path, contents[0])
     seen = set()
@@ -324,7 +327,7 @@ def test_writers_side_by_side_leave_one_whole_file(path):
     assert os.listdir(path.parent) == ["file"]
 
 
-# Crashes: processes that are killed
+# Crashes: the process is killed
 
 
 PREAMBLE = f"""
@@ -341,14 +344,14 @@ path = Path(sys.argv[1]) / "file"
 """
 
 CRASH = """
-def put_back(there):
+def restore(there):
     for one in path.parent.iterdir():
         one.unlink()
     if there:
         path.write_bytes(OLD)
 
 def killed(place, moment, power):
-    "Kill a writer at the operation; where the power goes too, what is not flushed is empty."
+    "Kill a writer at a call; in a power failure, files that were not flushed become empty."
     flushed = {one.stat().st_ino for one in path.parent.iterdir()}
     def note(at, name, args):
         if name == "fsync":
@@ -372,20 +375,20 @@ def killed(place, moment, power):
     assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, status
     contents = path.read_bytes() if path.exists() else None
     kinds = {OLD: "old", NEW: "new", None: "none"}
-    files.write_atomically(path, NEW)  # what a crash leaves behind is in nobody's way
+    files.write_atomically(path, NEW)  # leftovers of a crash do not interfere
     assert path.read_bytes() == NEW
     return kinds.get(contents, "a mixture")
 
 results = []
 for there in (True, False):
-    put_back(there)
+    restore(there)
     files.os = whole = System(piece=PIECE)
     files.write_atomically(path, NEW)
     files.os = os
     for place, name in enumerate(whole.log):
         for moment in ("before", "after"):
             for power in (False, True):
-                put_back(there)
+                restore(there)
                 found = killed(place, moment, power)
                 renamed = place > whole.log.index("replace") - (moment == "after")
                 results.append([there, name, moment, power, renamed, found])
@@ -410,7 +413,7 @@ def run(script, folder):
     return json.loads(done.stdout)
 
 
-def test_a_crash_at_every_operation_leaves_the_old_file_or_the_new_one_whole(tmp_path):
+def test_a_crash_at_any_system_call_leaves_the_old_or_the_new_file_complete(tmp_path):
     results = run(CRASH, tmp_path)
     operations = {name for _, name, *_ in results}
     assert {"open", "write", "fsync", "close", "replace"} <= operations
@@ -420,5 +423,5 @@ def test_a_crash_at_every_operation_leaves_the_old_file_or_the_new_one_whole(tmp
         assert found == expected, (there, name, moment, power)
 
 
-def test_a_limit_of_the_system_that_cuts_a_write_short_leaves_the_old_file(tmp_path):
+def test_a_file_size_limit_that_truncates_a_write_leaves_the_old_file(tmp_path):
     assert run(LIMIT, tmp_path) == [errno.EFBIG, True, ["file"]]

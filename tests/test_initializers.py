@@ -1,4 +1,4 @@
-"""Initializers: what they promise of a matrix, in every dtype and under every transformation."""
+"""Initializers: the documented properties, in every dtype and under jit and vmap."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ MAKERS = {
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", MAKERS)
-def test_every_initializer_keeps_the_dtype_and_the_shape(key, name, dtype):
+def test_every_initializer_returns_the_dtype_and_shape_asked_for(key, name, dtype):
     w = MAKERS[name]()(key, (H, H), dtype)
     assert w.dtype == dtype
     assert w.shape == (H, H)
@@ -30,12 +30,12 @@ def test_every_initializer_keeps_the_dtype_and_the_shape(key, name, dtype):
     assert w.any()
 
 
-def test_every_initializer_draws_float32_unless_told(key):
+def test_every_initializer_draws_float32_by_default(key):
     assert {make()(key, (H, H)).dtype for make in MAKERS.values()} == {np.dtype(np.float32)}
 
 
 @pytest.mark.parametrize("name", [name for name in MAKERS if name != "identity"])
-def test_an_initializer_under_jit_and_vmap_draws_what_it_draws_alone(name):
+def test_an_initializer_draws_the_same_under_jit_and_vmap(name):
     keys = jax.random.split(jax.random.key(3), 3)
     draw = MAKERS[name]()
     alone = jnp.stack([draw(key, (8, 8), jnp.float64) for key in keys])
@@ -46,7 +46,7 @@ def test_an_initializer_under_jit_and_vmap_draws_what_it_draws_alone(name):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", MAKERS)
-def test_an_initializer_is_mapped_over_its_argument(key, name, dtype):
+def test_an_initializer_can_be_mapped_over_its_argument(key, name, dtype):
     make = getattr(initializers, name)
 
     def draw(value):
@@ -66,10 +66,10 @@ def test_an_initializer_is_mapped_over_its_argument(key, name, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("gain", [1.0, 2.5])
 @pytest.mark.parametrize("size", [1, H])
-def test_orthogonal_keeps_the_norm_of_what_it_multiplies(key, dtype, gain, size):
+def test_orthogonal_is_orthogonal_up_to_its_gain(key, dtype, gain, size):
     w = np.asarray(initializers.orthogonal(gain)(key, (size, size), dtype), np.float64)
-    # Rounding moves each entry by half an epsilon of itself, so by Cauchy and Schwarz an entry of
-    # W^T W by at most one epsilon, and the factorisation is orthogonal up to its own sums.
+    # Rounding changes each entry by at most half an epsilon, so an entry of W^T W by at most one
+    # epsilon (Cauchy-Schwarz); the second term is the rounding of the product of reflections.
     drawn_in = np.float64 if dtype == jnp.float64 else np.float32
     bound = float(jnp.finfo(dtype).eps) + 4 * float(np.finfo(drawn_in).eps) * np.sqrt(size)
     assert np.abs(w.T @ w / gain**2 - np.eye(size)).max() <= bound
@@ -82,11 +82,11 @@ def test_orthogonal_below_float32_is_the_float32_draw_rounded(key):
     assert_identical(draw(key, (H, H), jnp.float16), wide.astype(jnp.float16))
 
 
-def test_orthogonal_prefers_no_direction():
+def test_the_entries_of_orthogonal_matrices_have_mean_zero():
     size, count = 3, 3000
     keys = jax.random.split(jax.random.key(0), count)
     w = jax.vmap(lambda key: initializers.orthogonal()(key, (size, size), jnp.float64))(keys)
-    # An entry has mean 0 and variance 1 / H. (A plain QR factor's diagonal has one sign.)
+    # An entry has mean 0 and variance 1 / H. (The diagonal of a plain QR factor has one sign.)
     assert np.abs(np.mean(w, axis=0)).max() <= 5 / np.sqrt(size * count)
 
 
@@ -101,10 +101,10 @@ def test_identity_is_the_identity_times_the_gain(key, gain, dtype):
 
 
 def radius_error(w, radius):
-    """The relative error of the spectral radius, and what the method and its sums allow.
+    """The relative error of the spectral radius, and a bound on it.
 
-    ||W^k|| lies between rho^k and sqrt(H) cond(V) rho^k, V the eigenvectors; k is 2^24. A relative
-    error e of W moves an eigenvalue by up to cond(V) e ||W|| (Bauer and Fike)."""
+    ||W^k|| lies between rho^k and sqrt(H) cond(V) rho^k, with eigenvectors V and k = 2^24. A
+    relative error e of W moves an eigenvalue by at most cond(V) e ||W|| (Bauer-Fike theorem)."""
     eps = float(jnp.finfo(w.dtype).eps)
     w = np.asarray(w, np.float64)
     values, vectors = np.linalg.eig(w)
@@ -117,14 +117,16 @@ def radius_error(w, radius):
 
 @pytest.mark.parametrize("size", [1, 10, 100])
 @pytest.mark.parametrize(("radius", "dtype"), [(0.9, jnp.float32), (1.25, jnp.float64)])
-def test_scaled_spectral_radius_has_the_largest_eigenvalue_that_numpy_finds(size, radius, dtype):
+def test_scaled_spectral_radius_has_the_given_radius_by_the_eigenvalues_of_numpy(
+    size, radius, dtype
+):
     draw = initializers.scaled_spectral_radius(radius)
     error, allowed = radius_error(draw(jax.random.key(size), (size, size), dtype), radius)
     assert error <= allowed
     assert error <= 1e-5  # as the docstring says
 
 
-def test_scaled_spectral_radius_holds_under_jit_and_vmap():
+def test_scaled_spectral_radius_has_the_given_radius_under_jit_and_vmap():
     keys = jax.random.split(jax.random.key(0), 20)
     draw = initializers.scaled_spectral_radius(0.5)
     for w in jax.jit(jax.vmap(lambda key: draw(key, (6, 6), jnp.float64)))(keys):
@@ -136,7 +138,7 @@ def test_scaled_spectral_radius_holds_under_jit_and_vmap():
 
 
 def assert_moments(w, variance, excess):
-    """Mean 0 and `variance`; the variance of x^2 is `excess` times the variance squared."""
+    """Check mean 0 and `variance`; the variance of x^2 is `excess` times the variance squared."""
     w = np.asarray(w, np.float64)
     assert abs(w.mean()) <= 5 * np.sqrt(variance / w.size)
     assert abs(np.mean(w**2) - variance) <= 5 * variance * np.sqrt(excess / w.size)
@@ -153,10 +155,10 @@ def test_normal_has_its_standard_deviation(key, stddev, expected):
 
 
 @pytest.mark.parametrize(("bound", "expected"), [(None, 200**-0.5), (0.3, 0.3)])
-def test_uniform_fills_its_interval_which_is_that_of_torch_by_default(key, bound, expected):
+def test_uniform_fills_its_interval_by_default_that_of_torch(key, bound, expected):
     w = initializers.uniform(bound)(key, (200, 200), jnp.float64)
     assert_moments(w, expected**2 / 3, UNIFORM)
-    for end in (w.max(), -w.min()):  # all of 40 000 miss the last 40 000th part 20 times: e^-10
+    for end in (w.max(), -w.min()):  # 40 000 draws all fall short with probability e^-10
         assert expected * (1 - 20 / w.size) < end <= expected
 
 
@@ -166,7 +168,9 @@ def test_uniform_fills_its_interval_which_is_that_of_torch_by_default(key, bound
 def test_init_rnn_draws_by_default_as_documented(key):
     params = jaxrnn.init_rnn(key, 20, 200)
     assert params.w_ih.shape == (200, 20)
-    assert_moments(params.w_ih, 1 / 20, NORMAL)  # truncated: its tails are lighter, its error less
+    assert_moments(
+        params.w_ih, 1 / 20, NORMAL
+    )  # truncated, so its tails are lighter and its error is smaller
     w = np.asarray(params.w_hh, np.float64)
     eps = np.finfo(np.float32).eps
     assert np.abs(w.T @ w - np.eye(200)).max() <= eps + 4 * eps * np.sqrt(200)
@@ -191,7 +195,7 @@ def test_init_rnn_draws_every_parameter_in_its_dtype(key, dtype):
         (jax.nn.initializers.glorot_uniform(), 2 / 520, UNIFORM),
     ],
 )
-def test_init_rnn_takes_the_initializers_of_jax_with_their_fan_in(
+def test_init_rnn_calls_the_initializers_of_jax_with_the_fan_in_they_expect(
     key, initializer, variance, excess
 ):
     other = initializers.identity()
@@ -200,7 +204,7 @@ def test_init_rnn_takes_the_initializers_of_jax_with_their_fan_in(
     assert_moments(params.w_ih, variance, excess)
 
 
-def test_init_rnn_transposes_the_input_matrix_into_place(key):
+def test_init_rnn_transposes_the_drawn_input_matrix(key):
     def counted(key, shape, dtype):
         del key
         return jnp.arange(np.prod(shape), dtype=dtype).reshape(shape)
@@ -210,7 +214,7 @@ def test_init_rnn_transposes_the_input_matrix_into_place(key):
     assert_identical(params.w_hh, np.arange(9, dtype=np.float32).reshape(3, 3))
 
 
-def test_init_rnn_draws_its_two_matrices_from_two_keys(key):
+def test_init_rnn_draws_its_two_matrices_from_different_keys(key):
     draw = initializers.normal()
     params = jaxrnn.init_rnn(key, 4, 4, w_ih_init=draw, w_hh_init=draw)
     assert not np.intersect1d(params.w_ih, params.w_hh).size
@@ -229,11 +233,11 @@ def test_the_univariate_network_has_two_weights(key):
     assert_close(hs, np.array(expected), length=2 * len(xs))
 
 
-def test_a_deep_network_is_drawn_for_many_seeds_in_one_program(key):
+def test_mapping_a_deep_init_over_seeds_does_not_deadlock_and_draws_the_same(key):
     net = jaxrnn.stack(*(jaxrnn.vanilla_rnn(16, 16, dtype=jnp.float64) for _ in range(3)))
     keys = jax.random.split(key, 32)
     draw = jax.jit(jax.vmap(net.init))
-    for _ in range(20):  # factorisations side by side in one program could wait for each other
+    for _ in range(20):  # concurrent factorisations in one program could deadlock
         drawn = jax.block_until_ready(draw(keys))
     alone = net.init(keys[7])
     for got, expected in zip(jax.tree.leaves(drawn), jax.tree.leaves(alone), strict=True):
