@@ -1,11 +1,11 @@
-"""Weights in and out: other frameworks' parameters, ONNX models, and files.
+"""Import and export of parameters: other frameworks, ONNX models, and safetensors files.
 
-Programs
---------
-A trained network `rnn` with its `params` can also leave as programs that need JAX alone to run (and
-flatbuffers, which the extra `interop` installs), and neither this library nor Python code of yours.
-One takes a step of a stream, the other whole ragged sequences; the parameters are inside, the batch
-and the time are free (at least 1)::
+# Exporting programs
+
+A trained network `rnn` with its `params` can also be exported as programs that need only JAX to
+run (and flatbuffers, from the extra `interop`): neither this library nor your own code. Below,
+``stream`` processes one step and ``whole`` a batch of ragged sequences. The parameters are
+embedded; batch size and number of steps are free (at least 1)::
 
     import jax
     import jax.numpy as jnp
@@ -38,7 +38,7 @@ and the time are free (at least 1)::
         program = export.export(jax.jit(function), platforms=["cpu", "cuda", "tpu"])(*shapes)
         (folder / f"{name}.jaxexport").write_bytes(program.serialize())
 
-and where they run, with `folder` and `xs` [T, B, D]::
+To run them, given `folder` and `xs` [T, B, D]::
 
     from jax import export
 
@@ -50,9 +50,11 @@ and where they run, with `folder` and `xs` [T, B, D]::
     for x in xs:
         state, y = stream(state, x)
 
-A state goes in and out as it is here, a pytree of tuples and arrays; a state of another class, such
-as that of `dropout` shared over time, is made known to ``jax.export`` with
-``export.register_namedtuple_serialization`` first. `chunked` needs a number of steps: export the
-layer inside it, whose parameters are the same. A program keeps running with later versions of JAX
-for at least six months (``jax.export``'s documentation).
+States are passed as they are here, pytrees of tuples and arrays. A state of another class, such as
+that of `jaxrnn.dropout` shared over time, must first be registered with
+``export.register_namedtuple_serialization``. `jaxrnn.chunked` needs a fixed number of steps: export
+the layer inside it, which has the same parameters. A program exported for several platforms is
+computed in the form that is fast on the platform it was traced on; its results are the same
+everywhere. Programs can be run by later versions of JAX for at least six months (documentation of
+``jax.export``).
 """

@@ -4,8 +4,8 @@
     params = from_haiku(haiku_params)
     haiku_params = to_haiku(params)
 
-haiku itself is not needed here. The activation of ``hk.VanillaRNN`` is relu, and is not among its
-parameters: give it to `vanilla_rnn`. Sequences are time-major in both.
+haiku itself is not required. The activation of ``hk.VanillaRNN`` is relu, which its parameters do
+not record: pass it to `jaxrnn.vanilla_rnn`. Sequences are time-major in both libraries.
 """
 
 from __future__ import annotations
@@ -17,98 +17,99 @@ from typing import Any
 import numpy as np
 
 from jaxrnn._types import Params
-from jaxrnn.interop._networks import Part, Recurrent, parts_of, without_h0
-from jaxrnn.interop._ordering import Found, in_order
-from jaxrnn.interop._reading import (
+from jaxrnn.interop._networks import LayerParams, RecurrentParams, check_no_h0, split_stack
+from jaxrnn.interop._ordering import FoundLayer, sort_layers
+from jaxrnn.interop._tensors import (
     Weights,
+    check_all_read,
     check_names,
     flatten,
+    make_stack,
     no_bias,
-    put,
     read_dense,
     read_vanilla,
-    refuse_rest,
-    stack_of,
+    write_tensor,
 )
 
-_NAMES = "names=[...] of the VanillaRNN and Linear modules in the order in which the data pass them"
+_NAMES = "names=[...] of the VanillaRNN and Linear modules in the order in which they are applied"
 
 
 def from_haiku(
     params: Mapping[str, Any], *, names: Sequence[str] | None = None
 ) -> tuple[Params, ...]:
-    """Parameters of a stack from haiku's.
+    """The parameters of a stack from those of a haiku model.
 
     Args:
-      params: ``{module: {tensor: array}}``: of each ``hk.VanillaRNN`` NAME, with one bias or two,
-        NAME/linear and NAME/linear_1, and of each ``hk.Linear`` its w [D, O] and, where it has one,
+      params: ``{module: {tensor: array}}``. An ``hk.VanillaRNN`` called NAME, with one bias or two,
+        consists of NAME/linear and NAME/linear_1; an ``hk.Linear`` of w [D, O] and an optional
         b [O].
-      names: of these modules (not of the two within a ``VanillaRNN``) in the order in which the
-        data pass them. It is needed where the names' numbers and the layers' sizes allow more than
-        one order, and where a ``VanillaRNN`` has a name of its own, since it looks like two
-        ``hk.Linear``.
+      names: the names of these modules (not of the two inside a ``VanillaRNN``) in the order in
+        which they are applied. Required if the numbers in the names and the layers' sizes do not
+        determine the order, or if a ``VanillaRNN`` has a custom name, because it then looks like
+        two ``hk.Linear``.
 
     Returns:
-      A tuple with one entry a layer, `RNNParams` or `DenseParams`. b is the sum of two biases.
-      Dtypes are kept.
+      A tuple with one entry per layer, `RNNParams` or `DenseParams`; b is the sum of the biases.
+      Dtypes are preserved.
 
     Raises:
-      TypeError: `params` is not a mapping of arrays, or `names` no list of strings.
-      ValueError: a tensor is missing, unknown or misshapen, or of a dtype that JAX does not hold as
-        it is configured; the network is an LSTM or a GRU; `names` is needed, or names no module;
-        two layers do not fit.
+      TypeError: `params` is not a mapping of arrays, or `names` is not a list of strings.
+      ValueError: a tensor is missing, unknown, of the wrong shape, or of a dtype that JAX cannot
+        store under its current configuration; the network is an LSTM or a GRU; `names` is required
+        or does not match; the sizes of two layers do not match.
     """
     weights = flatten("params", params)
     layers = _find(weights) if names is None else check_names(names, names)
     parts = [_read(weights, layer) for layer in layers]
-    refuse_rest(weights, "VanillaRNN and Linear")
+    check_all_read(weights, "VanillaRNN and Linear")
     if names is None:
-        found = [Found(layer, part) for layer, part in zip(layers, parts, strict=True)]
-        parts = in_order(found, _NAMES)
-    return stack_of(parts)
+        found = [FoundLayer(layer, part) for layer, part in zip(layers, parts, strict=True)]
+        parts = sort_layers(found, _NAMES)
+    return make_stack(parts)
 
 
 def to_haiku(
     params: Params, *, names: Sequence[str] | None = None, double_bias: bool = True
 ) -> dict[str, dict[str, np.ndarray]]:
-    """haiku's parameters from a stack's.
+    """The parameters of a haiku model from those of a stack.
 
     Args:
-      params: of a stack of vanilla and dense layers, or of one such layer.
-      names: of the modules, one a layer. By default haiku's own: vanilla_rnn, vanilla_rnn_1, ...,
-        and linear, linear_1, ...
-      double_bias: that of ``hk.VanillaRNN``: whether there is a second bias. It is zero (-0.0, so
-        that the sum of both is b to the bit). A layer without a bias gets zeros, for a
-        ``VanillaRNN`` always has one.
+      params: the parameters of a stack of vanilla and dense layers, or of one such layer.
+      names: the names of the modules, one per layer. The default is haiku's: vanilla_rnn,
+        vanilla_rnn_1, ..., and linear, linear_1, ...
+      double_bias: as in ``hk.VanillaRNN``, whether there is a second bias. It is zero (-0.0, so
+        that the sum is exactly b). As every ``VanillaRNN`` has a bias, a layer without one gets
+        zeros.
 
     Returns:
-      ``{module: {tensor: array}}``, copies of the parameters' dtypes.
+      ``{module: {tensor: array}}``, copies with the parameters' dtypes.
 
     Raises:
-      TypeError: `params` are of other layers, or `names` is no list of strings.
-      ValueError: a layer is bidirectional or has a learned h0; `names` are not as many as the
-        layers, or repeat.
+      TypeError: `params` has other layers, or `names` is not a list of strings.
+      ValueError: a layer is bidirectional or has a learned h0; `names` has repetitions or the wrong
+        length.
     """
-    parts = parts_of(params)
-    own = _own_names(parts)
+    parts = split_stack(params)
+    defaults = _default_names(parts)
+    names = defaults if names is None else check_names(names, defaults)
     weights: Weights = {}
-    for name, part in zip(own if names is None else check_names(names, own), parts, strict=True):
-        if not isinstance(part, Recurrent):
-            put(weights, f"{name}/w", part.w)
+    for name, part in zip(names, parts, strict=True):
+        if not isinstance(part, RecurrentParams):
+            write_tensor(weights, f"{name}/w", part.w)
             if part.b is not None:
-                put(weights, f"{name}/b", part.b)
+                write_tensor(weights, f"{name}/b", part.b)
             continue
         if len(part.directions) > 1:
             raise ValueError(
                 f"the layer for {name!r} is bidirectional, expected one direction: haiku has no "
-                "such module (hand over its directions one by one)"
+                "such module (export each direction separately)"
             )
-        one = without_h0(part, "haiku's VanillaRNN").directions[0]
-        put(weights, f"{name}/linear/w", one.w_ih)
-        put(weights, f"{name}/linear/b", no_bias(one) if one.b is None else one.b)
-        put(weights, f"{name}/linear_1/w", one.w_hh)
+        one = check_no_h0(part, "haiku's VanillaRNN").directions[0]
+        write_tensor(weights, f"{name}/linear/w", one.w_ih)
+        write_tensor(weights, f"{name}/linear/b", no_bias(one) if one.b is None else one.b)
+        write_tensor(weights, f"{name}/linear_1/w", one.w_hh)
         if double_bias:
-            put(weights, f"{name}/linear_1/b", no_bias(one))
+            write_tensor(weights, f"{name}/linear_1/b", no_bias(one))
     nested: dict[str, dict[str, np.ndarray]] = {}
     for path, array in weights.items():
         module, _, tensor = path.rpartition("/")
@@ -116,41 +117,42 @@ def to_haiku(
     return nested
 
 
-def _own_names(parts: list[Part]) -> list[str]:
-    """The names that haiku gives to modules without one."""
+def _default_names(parts: list[LayerParams]) -> list[str]:
+    """The names that haiku gives to unnamed modules."""
     names: list[str] = []
     for part in parts:
-        kind = "vanilla_rnn" if isinstance(part, Recurrent) else "linear"
+        kind = "vanilla_rnn" if isinstance(part, RecurrentParams) else "linear"
         count = sum(name.startswith(kind) for name in names)
         names.append(f"{kind}_{count}" if count else kind)
     return names
 
 
 def _find(weights: Weights) -> list[str]:
-    """The modules that are there; those of a VanillaRNN are known by its name."""
+    """The names of the modules; a VanillaRNN is recognised by its default name."""
     modules = dict.fromkeys(path.rpartition("/")[0] for path in weights)
     names: dict[str, None] = {}
     for module in modules:
         outer = module.rpartition("/")[0]
-        within = outer.rpartition("/")[2]
-        if re.fullmatch(r"lstm(_[0-9]+)?", within):
-            raise ValueError(f"{module!r} is of an LSTM, expected VanillaRNN or Linear")
+        inner = outer.rpartition("/")[2]
+        if re.fullmatch(r"lstm(_[0-9]+)?", inner):
+            raise ValueError(f"{module!r} belongs to an LSTM, expected VanillaRNN or Linear")
         two = {f"{outer}/linear", f"{outer}/linear_1"}
-        if module in two and re.fullmatch(r"vanilla_rnn(_[0-9]+)?", within):
+        if module in two and re.fullmatch(r"vanilla_rnn(_[0-9]+)?", inner):
             names[outer] = None
-        elif module in two and two <= modules.keys() and within != "~":
+        elif module in two and two <= modules.keys() and inner != "~":
             raise ValueError(
-                f"{outer!r} may be a VanillaRNN or hold two Linear layers, expected {_NAMES}"
+                f"{outer!r} may be a VanillaRNN or contain two Linear layers, expected {_NAMES}"
             )
         else:
             names[module] = None
     return list(names)
 
 
-def _read(weights: Weights, name: str) -> Part:
-    inner = (f"{name}/linear/", f"{name}/linear_1/")
-    if f"{name}/w" in weights or not any(path.startswith(inner) for path in weights):
+def _read(weights: Weights, name: str) -> LayerParams:
+    core = (f"{name}/linear/", f"{name}/linear_1/")
+    if f"{name}/w" in weights or not any(path.startswith(core) for path in weights):
         return read_dense(weights, f"{name}/w", f"{name}/b")
     second = f"{name}/linear_1/b"
     biases = [f"{name}/linear/b", *([second] if second in weights else [])]
-    return Recurrent((read_vanilla(weights, f"{name}/linear/w", f"{name}/linear_1/w", biases),))
+    rnn = read_vanilla(weights, f"{name}/linear/w", f"{name}/linear_1/w", biases)
+    return RecurrentParams((rnn,))

@@ -4,10 +4,10 @@
     params = from_keras(model)
     model.set_weights(list(to_keras(params).values()))
 
-Keras itself is not needed here. What its variables do not say, the layers must: the activation of
-``SimpleRNN`` (tanh by default) is that of `vanilla_rnn`; every recurrent layer but the last must
-return sequences, ``Bidirectional`` must concatenate (``merge_mode="concat"``, the default), and
-sequences, batch-major there, are time-major here.
+Keras itself is not required. Pass what its variables do not record to the layers: the activation of
+``SimpleRNN`` (tanh by default) to `jaxrnn.vanilla_rnn`. All recurrent layers but the last must
+return sequences, and ``Bidirectional`` must concatenate (``merge_mode="concat"``, the default).
+Sequences are batch-major in Keras, and time-major here.
 """
 
 from __future__ import annotations
@@ -18,46 +18,47 @@ from typing import Any
 import numpy as np
 
 from jaxrnn._types import Params
-from jaxrnn.interop._networks import Part, Recurrent, parts_of, without_h0
-from jaxrnn.interop._reading import (
+from jaxrnn.params import RNNParams
+from jaxrnn.interop._networks import LayerParams, RecurrentParams, check_no_h0, split_stack
+from jaxrnn.interop._tensors import (
     Weights,
-    both,
+    check_all_read,
     flatten,
     join,
-    put,
+    make_bidirectional,
+    make_stack,
     read_dense,
     read_vanilla,
-    refuse_rest,
-    stack_of,
+    write_tensor,
 )
 from jaxrnn.params import RNNParams
 
 
 def from_keras(weights: Any) -> tuple[Params, ...]:
-    """Parameters of a stack from the variables of a Keras model.
+    """The parameters of a stack from the variables of a Keras model.
 
     Args:
-      weights: a model or layer that is built, or a mapping of its variables' paths to their values:
-        ``{v.path: v for v in model.weights}``. A path ends in kernel [D, H], recurrent_kernel
-        [H, H] or bias [H] of a ``SimpleRNN`` (of one direction where ``Bidirectional`` has named it
-        forward_NAME or backward_NAME), or in kernel [D, O] or bias [O] of a ``Dense``. The layers
-        stand in the order in which the data pass them, as those of ``Sequential`` do.
+      weights: a built model or layer, or a mapping from its variables' paths to their values:
+        ``{v.path: v for v in model.weights}``. The paths of a ``SimpleRNN`` end in kernel [D, H],
+        recurrent_kernel [H, H] and bias [H]; ``Bidirectional`` names its directions forward_NAME
+        and backward_NAME. Those of a ``Dense`` end in kernel [D, O] and bias [O]. The layers must
+        be in the order in which they are applied, as in a ``Sequential``.
 
     Returns:
-      A tuple with one entry a layer: `RNNParams`, for ``Bidirectional`` a pair of them, or
-      `DenseParams`. Dtypes are kept.
+      A tuple with one entry per layer: `RNNParams`, a pair of them for ``Bidirectional``, or
+      `DenseParams`. Dtypes are preserved.
 
     Raises:
       TypeError: `weights` is neither a model nor a mapping of arrays.
-      ValueError: a variable is missing, unknown or misshapen, of a dtype that JAX does not hold as
-        it is configured, or shares its path with another; the network is an LSTM or a GRU; two
-        layers do not fit.
+      ValueError: a variable is missing, unknown, of the wrong shape, of a dtype that JAX cannot
+        store under its current configuration, or has the path of another; the network is an LSTM or
+        a GRU; the sizes of two layers do not match.
     """
     if not isinstance(weights, Mapping) and hasattr(weights, "weights"):
         weights = _by_path(weights.weights)
     left = flatten("weights", weights)
     layers = list(dict.fromkeys(path.rpartition("/")[0] for path in left))
-    parts: list[Part] = []
+    parts: list[LayerParams] = []
     while layers:
         layer = layers.pop(0)
         backward = _backward(layer)
@@ -66,28 +67,31 @@ def from_keras(weights: Any) -> tuple[Params, ...]:
             continue
         if not layers or layers.pop(0) != backward:
             raise ValueError(
-                f"{layer!r} is a forward direction that {backward!r} does not follow, expected a "
-                "Bidirectional layer of two that have the same name (and forward_ before no other "
-                "layer's name)"
+                f"{layer!r} is a forward direction that {backward!r} does not follow, expected the "
+                "two directions of a Bidirectional layer, under the same name (and no other layer "
+                "whose name starts with forward_)"
             )
-        parts.append(both(repr(layer), *(_read_vanilla(left, one) for one in (layer, backward))))
-    refuse_rest(left, "SimpleRNN, Bidirectional and Dense")
-    return stack_of(parts)
+        directions = [_read_vanilla(left, path) for path in (layer, backward)]
+        parts.append(make_bidirectional(repr(layer), *directions))
+    check_all_read(left, "SimpleRNN, Bidirectional and Dense")
+    return make_stack(parts)
 
 
 def to_keras(params: Params) -> dict[str, np.ndarray]:
-    """Keras' weights from a stack's parameters.
+    """The weights of a Keras model from the parameters of a stack.
 
     Args:
-      params: of a stack of vanilla, bidirectional vanilla and dense layers, or of one such layer.
+      params: the parameters of a stack of vanilla, bidirectional vanilla and dense layers, or of
+        one such layer.
 
     Returns:
-      Copies of the parameters, of their dtypes, in the order of ``model.get_weights()``: the list
-      of the values is what ``model.set_weights`` takes. The paths are those of the first
-      ``Sequential`` that a process makes, of layers without names.
+      Copies of the parameters, with their dtypes, in the order of ``model.get_weights()``: pass the
+      list of values to ``model.set_weights``. The keys are the paths in the first ``Sequential``
+      created by a process, if its layers are unnamed.
 
     Raises:
-      TypeError: `params` are of other layers. ValueError: there is a learned h0.
+      TypeError: `params` has other layers.
+      ValueError: there is a learned h0.
     """
     weights: Weights = {}
     counts: dict[str, int] = {}
@@ -96,24 +100,24 @@ def to_keras(params: Params) -> dict[str, np.ndarray]:
         counts[kind] = counts.get(kind, -1) + 1
         return f"{kind}_{counts[kind]}" if counts[kind] else kind
 
-    for part in parts_of(params):
-        if isinstance(part, Recurrent):
+    for part in split_stack(params):
+        if isinstance(part, RecurrentParams):
             name = number("simple_rnn")
             layers = [name]
-            if len(without_h0(part, "Keras' SimpleRNN").directions) > 1:
+            if len(check_no_h0(part, "Keras' SimpleRNN").directions) > 1:
                 around = number("bidirectional")
                 layers = [f"{around}/forward_{name}", f"{around}/backward_{name}"]
             for layer, one in zip(layers, part.directions, strict=True):
                 path = f"sequential/{layer}/simple_rnn_cell"
-                put(weights, f"{path}/kernel", one.w_ih)
-                put(weights, f"{path}/recurrent_kernel", one.w_hh)
+                write_tensor(weights, f"{path}/kernel", one.w_ih)
+                write_tensor(weights, f"{path}/recurrent_kernel", one.w_hh)
                 if one.b is not None:
-                    put(weights, f"{path}/bias", one.b)
+                    write_tensor(weights, f"{path}/bias", one.b)
         else:
             path = f"sequential/{number('dense')}"
-            put(weights, f"{path}/kernel", part.w)
+            write_tensor(weights, f"{path}/kernel", part.w)
             if part.b is not None:
-                put(weights, f"{path}/bias", part.b)
+                write_tensor(weights, f"{path}/bias", part.b)
     return weights
 
 
@@ -127,15 +131,15 @@ def _by_path(variables: Any) -> dict[str, Any]:
 
 
 def _backward(layer: str) -> str | None:
-    """The path of the backward cell that belongs to a forward one."""
+    """The path of the backward cell that pairs with a forward one; None for other layers."""
     around, sep, inner = layer.rpartition("/forward_")
     return f"{around}/backward_{inner}" if sep else None
 
 
-def _read(weights: Weights, layer: str) -> Part:
-    named = layer.rpartition("/")[2].startswith("simple_rnn_cell")
-    if named or join(layer, "recurrent_kernel") in weights:
-        return Recurrent((_read_vanilla(weights, layer),))
+def _read(weights: Weights, layer: str) -> LayerParams:
+    is_cell = layer.rpartition("/")[2].startswith("simple_rnn_cell")
+    if is_cell or join(layer, "recurrent_kernel") in weights:
+        return RecurrentParams((_read_vanilla(weights, layer),))
     return read_dense(weights, join(layer, "kernel"), join(layer, "bias"))
 
 

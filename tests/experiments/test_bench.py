@@ -2,7 +2,6 @@
 
 import functools
 import importlib
-import importlib.util
 import json
 import os
 import subprocess
@@ -21,6 +20,7 @@ from experiments.bench.choices import force_strategy, measure_strategies
 from experiments.bench.scaling import measure_lengths
 from experiments.bench.timing import Entrant, Unavailable, interleave
 from jaxrnn._products import column_product
+from tests.support.peers import require_peer
 
 ROOT = Path(__file__).parents[2]
 SHAPE = (7, 4, 3, 5)
@@ -134,8 +134,7 @@ def test_the_library_on_two_devices_agrees_with_the_plain_scan():
 @pytest.mark.parametrize("kind", ["shape", "deep", "ragged"])
 @pytest.mark.parametrize("name", list(PACKAGES))
 def test_a_peer_that_is_installed_agrees_with_the_plain_scan(name, kind):
-    if importlib.util.find_spec(PACKAGES[name]) is None:
-        pytest.skip("not installed")
+    require_peer(PACKAGES[name])
     check_agreement({name: peers.BUILDERS[name]}, kind)
 
 

@@ -1,4 +1,4 @@
-"""`jax.export`: the recipe of `jaxrnn.interop`, run as it is printed, and programs of any size."""
+"""`jax.export`: the recipe of `jaxrnn.interop`, run as printed, and programs of symbolic sizes."""
 
 import os
 import re
@@ -17,8 +17,9 @@ import jaxrnn
 import jaxrnn.interop
 from jaxrnn import dense, dropout, stack, vanilla_rnn
 from tests.support.checks import assert_close, assert_identical, random_like
+from tests.support.peers import import_peer
 
-pytest.importorskip("flatbuffers")  # of the extra `interop`
+import_peer("flatbuffers")  # of the extra `interop`
 
 WRITE, READ = (
     textwrap.dedent(block)
@@ -47,7 +48,7 @@ np.savez(folder / "got.npz", **got)
 
 
 def train(rnn, num_steps):
-    """Parameters after some steps of saying what came one step ago."""
+    """Parameters after some steps of training to output the previous input."""
 
     def loss_fn(params, xs, key):
         _, ys = rnn.unroll(params, None, xs)
@@ -62,7 +63,7 @@ def train(rnn, num_steps):
     return state.params
 
 
-def test_the_recipe_as_printed_gives_the_network_s_outputs_in_a_process_without_jaxrnn(
+def test_the_recipe_as_printed_gives_the_outputs_of_the_network_in_a_process_without_jaxrnn(
     tmp_path, as_on_the_command_line
 ):
     rnn = stack(
@@ -110,9 +111,7 @@ def test_the_recipe_as_printed_gives_the_network_s_outputs_in_a_process_without_
     ],
     ids=str,
 )
-def test_unroll_is_exported_with_a_symbolic_time_or_batch_with_marks_and_options(
-    shape, options, key
-):
+def test_unroll_exported_with_symbolic_sizes_a_mask_and_resets_gives_the_same(shape, options, key):
     reverse = shape == "t, b, 3"
     rnn = vanilla_rnn(3, 6, **options)
     params = random_like(key, rnn.init(key))
@@ -122,8 +121,8 @@ def test_unroll_is_exported_with_a_symbolic_time_or_batch_with_marks_and_options
         return rnn.unroll(params, None, xs, mask=mask, resets=resets, reverse=reverse)
 
     sizes = export.symbolic_shape(shape)
-    marks = jax.ShapeDtypeStruct(sizes[:2], bool)
-    program = export.export(run)(jax.ShapeDtypeStruct(sizes, jnp.float32), marks, marks)
+    bools = jax.ShapeDtypeStruct(sizes[:2], bool)
+    program = export.export(run)(jax.ShapeDtypeStruct(sizes, jnp.float32), bools, bools)
     again = export.deserialize(program.serialize())
     rng = np.random.default_rng(0)
     for num_steps, batch in ((9, 4), (1, 1))[: 2 if options == {} and reverse else 1]:
@@ -132,7 +131,7 @@ def test_unroll_is_exported_with_a_symbolic_time_or_batch_with_marks_and_options
         assert_close(again.call(xs, mask, resets), run(xs, mask, resets), length=9)
 
 
-def test_an_exported_program_keeps_its_derivatives(key):
+def test_an_exported_program_can_be_differentiated(key):
     rnn = vanilla_rnn(3, 4, dtype=jnp.float64)
     params = rnn.init(key)
 

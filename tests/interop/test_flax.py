@@ -1,4 +1,4 @@
-"""flax, nnx and linen: values and states against its own, and every entry back to the bit."""
+"""flax, nnx and linen: outputs and states as in flax, and exact round trips."""
 
 import functools
 
@@ -12,22 +12,23 @@ from jaxrnn.interop.flax import from_flax, to_flax
 from tests.support import drawn_networks as drawn
 from tests.support.checks import JAX_ACTIVATIONS, assert_identical
 from tests.support.drawn_networks import B, T
+from tests.support.peers import import_peer
 
 ARCHITECTURES, DRAWS = 10, 3
 
 
 @pytest.fixture
 def nnx(as_on_the_command_line):
-    return pytest.importorskip("flax.nnx")
+    return import_peer("flax.nnx")
 
 
 @pytest.fixture
 def linen(as_on_the_command_line):
-    return pytest.importorskip("flax.linen")
+    return import_peer("flax.linen")
 
 
 def run_layers(modules, layers, xs, lengths, state):
-    """Outputs and final states of flax's modules, either API's."""
+    """Outputs and final states of flax's modules, of either API."""
     last = []
     for module, layer, h in zip(modules, layers, state, strict=True):
         if not layer.directions:
@@ -40,7 +41,7 @@ def run_layers(modules, layers, xs, lengths, state):
 
 
 def build_nnx(nnx, layers):
-    """(apply, model): a function of (state of parameters, *inputs), and the model."""
+    """(apply, model): a function of the parameters' state and the inputs, and the model."""
     rngs = nnx.Rngs(0)
 
     def rnn(layer):
@@ -85,7 +86,7 @@ def build_linen(linen, layers):
 
 
 def check_agreement(build):
-    """`build` gives, for the drawn layers, a compiled foreign function of our parameters."""
+    """Compare with `build`, which makes a compiled foreign function of our parameters."""
     for seed in range(ARCHITECTURES):
         rng = np.random.default_rng(seed)
         layers = drawn.draw_layers(rng)
@@ -137,7 +138,7 @@ def test_outputs_and_states_are_those_of_linen(linen):
 
 
 def with_biases(params):
-    """The parameters as they come back: a cell without a bias has one of zeros."""
+    """The parameters after a round trip: a cell without a bias has one of zeros."""
 
     def with_bias(one):
         if isinstance(one, RNNParams) and one.b is None:
@@ -148,7 +149,7 @@ def with_biases(params):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_compact_module_of_linen_is_read_and_written_by_its_names(linen):
+def test_a_compact_linen_module_is_read_and_written_by_its_names(linen):
     class Network(linen.Module):
         @linen.compact
         def __call__(self, xs):
@@ -166,30 +167,30 @@ def test_a_compact_module_of_linen_is_read_and_written_by_its_names(linen):
     back = to_flax(params, api="linen", names=names)
     assert jax.tree.structure(back) == jax.tree.structure(variables)
     assert_identical(back, variables)
-    # 4 -> 2, 4 -> 2, 4 -> 2: sizes leave one order
+    # without names: the sizes 4 -> 2, 4 -> 2, 4 -> 2 leave only one order
     found = from_flax(variables)
     assert jax.tree.structure(found) == jax.tree.structure(params)
     assert_identical(found, params)
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_layers_of_flax_that_are_not_vanilla_are_refused(linen):
-    nnx = pytest.importorskip("flax.nnx")
+def test_layers_that_are_not_vanilla_are_rejected_by_name(linen):
+    nnx = import_peer("flax.nnx")
     rngs = nnx.Rngs(0)
     for cell, message in (
         (nnx.GRUCell(3, 4, rngs=rngs), "'dense_h/kernel' holds 3 matrices of 4 units, .* a GRU"),
         (nnx.OptimizedLSTMCell(3, 4, rngs=rngs), "'dense_h/kernel' holds 4 matrices"),
-        (nnx.LSTMCell(3, 4, rngs=rngs), "'ii' is of an LSTM or a GRU"),
+        (nnx.LSTMCell(3, 4, rngs=rngs), "'ii' belongs to an LSTM or a GRU"),
     ):
         with pytest.raises(ValueError, match=message):
             from_flax(nnx.state(cell, nnx.Param))
     for cell in (linen.GRUCell(4), linen.LSTMCell(4), linen.OptimizedLSTMCell(4)):
         variables = linen.RNN(cell).init(jax.random.key(0), jnp.zeros((B, T, 3)))
-        with pytest.raises(ValueError, match=r"cell/i[ir]' is of an LSTM or a GRU"):
+        with pytest.raises(ValueError, match=r"cell/i[ir]' belongs to an LSTM or a GRU"):
             from_flax(variables)
 
 
 @pytest.mark.parametrize("api", ["nnx", "linen"])
-def test_parameters_come_back_to_the_bit(api):
+def test_a_round_trip_preserves_every_bit(api):
     there = functools.partial(to_flax, api=api)
     drawn.check_round_trips(there, from_flax, biases=(True,))

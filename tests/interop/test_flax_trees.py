@@ -1,4 +1,4 @@
-"""flax: which layers a tree of variables holds, in which order, and what is refused."""
+"""flax: the layers in a tree of variables, their order, and rejected input."""
 
 import functools
 
@@ -31,7 +31,7 @@ def linear(inputs, outputs):
 
 
 def sizes(params):
-    """Inputs and units of each layer, a list of both for two directions."""
+    """The inputs and units of each layer, in a list of two for a bidirectional one."""
 
     def size(one):
         if isinstance(one, DenseParams):
@@ -43,7 +43,7 @@ def sizes(params):
     return [size(one) for one in params]
 
 
-def test_variables_written_by_hand_become_the_layers_they_name():
+def test_hand_written_variables_are_read_as_the_layers_they_name():
     rng = np.random.default_rng(0)
     inner, hidden, forward, backward, out = (
         rng.standard_normal(shape) for shape in ((3, 4), (4, 4), (4, 2), (4, 2), (4, 5))
@@ -100,7 +100,7 @@ def test_a_layer_without_a_bias_gets_zeros():
          [[(3, 4), (3, 2)]]),
     ],
 )  # fmt: skip
-def test_numbers_and_sizes_tell_the_order(tree, expected):
+def test_numbers_and_sizes_determine_the_order(tree, expected):
     assert sizes(from_flax(tree)) == expected
 
 
@@ -116,7 +116,7 @@ def test_numbers_and_sizes_tell_the_order(tree, expected):
         ({"i": linear(4, 4), "h": linear(4, 4)}, ["h", "i"], [("dense", 4, 4), ("dense", 4, 4)]),
     ],
 )  # fmt: skip
-def test_names_tell_the_order_where_sizes_do_not(tree, names, expected):
+def test_names_give_the_order_if_sizes_do_not(tree, names, expected):
     with pytest.raises(ValueError, match=r"more than one order|unknown tensors"):
         from_flax(tree)
     assert sizes(from_flax(tree, names=names)) == expected
@@ -126,7 +126,7 @@ LINEN = {"layers_0": {"cell": cell(3, 4)}, "layers_1": linear(4, 2)}
 
 
 def changed(path, value):
-    """LINEN with one entry replaced, or with None taken out."""
+    """LINEN with one entry replaced, or removed if `value` is None."""
     tree = jax.tree.map(lambda leaf: leaf, LINEN)
     *outer, last = path.split("/")
     inner = functools.reduce(lambda inside, key: inside.setdefault(key, {}), outer, tree)
@@ -168,7 +168,7 @@ def changed(path, value):
         ({"a": cell(3, 2), "b": cell(4, 2)}, [("a", "b")], ValueError, "have 3 and 4 inputs"),
     ],
 )
-def test_bad_variables_are_refused_by_name(tree, names, error, message):
+def test_invalid_variables_are_rejected_by_name(tree, names, error, message):
     with pytest.raises(error, match=message):
         from_flax(tree, names=names)
 
@@ -184,11 +184,11 @@ TWO = ((rnn(3, 4), rnn(3, 4)), DenseParams(ones(2, 8)))
         (TWO, {"names": ["a"]}, ValueError, "names has 1 entries, expected 2"),
         (TWO, {"names": ["a", "b"]}, ValueError, r"names\[0\] is 'a', expected a pair"),
         (TWO, {"names": [("a", "b"), ("c", "d")]}, ValueError, r"names\[1\] .* expected one name"),
-        (TWO, {"names": [("a", "a"), "c"]}, ValueError, "names give 'a/dense_i/kernel' twice"),
+        (TWO, {"names": [("a", "a"), "c"]}, ValueError, "names gives 'a/dense_i/kernel' twice"),
         (TWO, {"names": 3}, TypeError, "names is 3"),
         ({"w": ones(2, 2)}, {}, TypeError, r"params\[0\] is a dict"),
     ],
 )
-def test_bad_parameters_are_not_exported(params, options, error, message):
+def test_invalid_parameters_are_not_exported(params, options, error, message):
     with pytest.raises(error, match=message):
         to_flax(params, **options)

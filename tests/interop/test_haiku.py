@@ -1,4 +1,4 @@
-"""haiku: values and states against its own; every entry back to the bit; bad input."""
+"""haiku: outputs and states as in haiku, exact round trips, and rejected input."""
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +10,14 @@ from jaxrnn.interop.haiku import from_haiku, to_haiku
 from tests.support import drawn_networks as drawn
 from tests.support.checks import assert_identical
 from tests.support.drawn_networks import B, T
+from tests.support.peers import import_peer
 
 ARCHITECTURES, DRAWS = 10, 3
 
 
 @pytest.fixture
 def hk(as_on_the_command_line):
-    return pytest.importorskip("haiku")
+    return import_peer("haiku")
 
 
 def build_haiku(hk, layers, double_bias):
@@ -61,7 +62,7 @@ def test_outputs_and_states_are_those_of_haiku(hk):
 
 
 def draw_like(rng, weights):
-    """Other weights, both biases among them."""
+    """Random weights of the same structure, both biases included."""
 
     def draw(leaf):
         return (rng.standard_normal(leaf.shape) / np.sqrt(leaf.shape[0])).astype(leaf.dtype)
@@ -70,7 +71,7 @@ def draw_like(rng, weights):
 
 
 @pytest.mark.parametrize("double_bias", [True, False])
-def test_parameters_come_back_to_the_bit(double_bias):
+def test_a_round_trip_preserves_every_bit(double_bias):
     def there(params):
         names = [f"layer_{position}" for position in range(len(params))]
         return to_haiku(params, names=names, double_bias=double_bias)
@@ -93,7 +94,7 @@ def readout(inputs, outputs):
     return DenseParams(ones(outputs, inputs), ones(outputs))
 
 
-def test_weights_written_by_hand_become_the_layers_they_name():
+def test_hand_written_weights_are_read_as_the_layers_they_name():
     rng = np.random.default_rng(0)
     w = {
         "net/~/linear": {"w": rng.standard_normal((4, 2)), "b": rng.standard_normal(2)},
@@ -122,7 +123,7 @@ def test_a_layer_without_a_bias_gets_zeros():
         assert_identical(params, (rnn(3, 4)._replace(b=np.full(4, -0.0, np.float32)),))
 
 
-def test_the_order_does_not_hang_on_that_of_the_mapping():
+def test_the_order_of_layers_does_not_depend_on_that_of_the_mapping():
     rng = np.random.default_rng(0)
     layers = [drawn.Drawn(4, 4, 1, True, "relu")] * 12 + [drawn.Drawn(4, 2, 0, True, "")]
     params = drawn.draw_params(rng, layers, np.float32)
@@ -131,7 +132,7 @@ def test_the_order_does_not_hang_on_that_of_the_mapping():
     assert_identical(from_haiku(mapped), params)
 
 
-def test_names_tell_the_order_where_sizes_do_not():
+def test_names_give_the_order_if_sizes_do_not():
     weights = to_haiku((rnn(4, 4), readout(4, 4)))
     with pytest.raises(ValueError, match=r"more than one order .* names=\[...\]"):
         from_haiku(weights)
@@ -140,23 +141,23 @@ def test_names_tell_the_order_where_sizes_do_not():
     assert isinstance(second, RNNParams)
 
 
-def test_linear_layers_that_a_module_made_as_it_was_made_are_no_core():
+def test_linear_layers_created_in_the_constructor_of_a_module_are_not_a_vanilla_rnn():
     weights = to_haiku((readout(4, 4), readout(4, 4)), names=["net/~/linear", "net/~/linear_1"])
     assert all(isinstance(layer, DenseParams) for layer in from_haiku(weights))
 
 
-def test_a_core_of_another_name_is_told_from_two_linear_layers_by_names():
+def test_names_distinguish_a_custom_named_vanilla_rnn_from_two_linear_layers():
     weights = to_haiku(rnn(4, 4), names=["mine"])
-    with pytest.raises(ValueError, match="'mine' may be a VanillaRNN or hold two Linear"):
+    with pytest.raises(ValueError, match="'mine' may be a VanillaRNN or contain two Linear"):
         from_haiku(weights)
     assert len(from_haiku(weights, names=["mine"])) == 1
     assert len(from_haiku(weights, names=["mine/linear", "mine/linear_1"])) == 2
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_layers_of_haiku_that_are_not_vanilla_are_refused(hk):
+def test_layers_that_are_not_vanilla_are_rejected_by_name(hk):
     for core, message in (
-        (hk.LSTM, "'lstm/linear' is of an LSTM"),
+        (hk.LSTM, "'lstm/linear' belongs to an LSTM"),
         (hk.GRU, "there is no 'gru/w'"),
         (hk.Conv1D, "'conv1_d/w' has shape .* a matrix"),
     ):
@@ -176,7 +177,7 @@ GOOD = to_haiku((rnn(3, 4), readout(4, 2)))
 
 
 def changed(module, **tensors):
-    """GOOD with tensors replaced, or with None taken out."""
+    """GOOD with tensors replaced, or removed if None."""
     inner = GOOD.get(module, {}) | tensors
     return GOOD | {module: {name: value for name, value in inner.items() if value is not None}}
 
@@ -208,7 +209,7 @@ CORE = "vanilla_rnn/linear"
         (GOOD, ["linear", 2], TypeError, r"names\[1\] is 2"),
     ],
 )
-def test_bad_weights_are_refused_by_name(weights, names, error, message):
+def test_invalid_weights_are_rejected_by_name(weights, names, error, message):
     with pytest.raises(error, match=message):
         from_haiku(weights, names=names)
 
@@ -218,12 +219,12 @@ def test_bad_weights_are_refused_by_name(weights, names, error, message):
     [
         (rnn(3, 4)._replace(h0=ones(4)), None, ValueError, "h0.* haiku's VanillaRNN"),
         ((readout(3, 3), (rnn(3, 4), rnn(3, 4))), None, ValueError, "'vanilla_rnn' is bidirectio"),
-        ((rnn(3, 4), rnn(4, 4)), ["a", "a"], ValueError, "names give 'a/linear/w' twice"),
+        ((rnn(3, 4), rnn(4, 4)), ["a", "a"], ValueError, "names gives 'a/linear/w' twice"),
         ((rnn(3, 4), rnn(4, 4)), ["a"], ValueError, r"expected 2: \['vanilla_rnn', 'vanilla_rnn_1"),
         ((rnn(3, 4), rnn(4, 4)), {"a": 1, "b": 2}, TypeError, "names is {"),
         ({"w": ones(2, 2)}, None, TypeError, r"params\[0\] is a dict"),
     ],
 )
-def test_bad_parameters_are_not_exported(params, names, error, message):
+def test_invalid_parameters_are_not_exported(params, names, error, message):
     with pytest.raises(error, match=message):
         to_haiku(params, names=names)

@@ -1,4 +1,4 @@
-"""Keras 3: values and states against its own; every entry back to the bit; bad input."""
+"""Keras 3: outputs and states as in Keras, exact round trips, and rejected input."""
 
 import jax
 import numpy as np
@@ -9,6 +9,7 @@ from jaxrnn.interop.keras import from_keras, to_keras
 from tests.support import drawn_networks as drawn
 from tests.support.checks import assert_identical
 from tests.support.drawn_networks import B, T
+from tests.support.peers import import_peer, skip_without_peer
 
 ARCHITECTURES, DRAWS = 10, 3
 
@@ -16,14 +17,14 @@ ARCHITECTURES, DRAWS = 10, 3
 @pytest.fixture
 def keras(monkeypatch, as_on_the_command_line):
     monkeypatch.setenv("KERAS_BACKEND", "jax")
-    keras = pytest.importorskip("keras")
+    keras = import_peer("keras")
     if keras.backend.backend() != "jax":
-        pytest.skip(f"Keras runs on {keras.backend.backend()}")
+        skip_without_peer(f"Keras runs on {keras.backend.backend()}")
     return keras
 
 
 def build_keras(keras, layers, dtype="float32"):
-    """A model of inputs, mask and initial states; it returns the outputs and the final states."""
+    """A model from inputs, mask and initial states to outputs and final states."""
     xs = keras.Input((T, layers[0].inputs), batch_size=B, dtype=dtype)
     mask = keras.Input((T,), batch_size=B, dtype="bool")
     ys, initial, last = xs, [], []
@@ -77,7 +78,7 @@ def test_outputs_and_states_are_those_of_keras(keras):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_short_dtypes_pass_through_keras_to_the_bit(keras, dtype):
+def test_16_bit_parameters_survive_a_round_trip_through_keras_exactly(keras, dtype):
     for seed in range(3):
         rng = np.random.default_rng(seed)
         layers = drawn.draw_layers(rng)
@@ -88,7 +89,7 @@ def test_short_dtypes_pass_through_keras_to_the_bit(keras, dtype):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_paths_are_those_of_the_first_sequential(keras):
+def test_the_paths_are_those_of_the_first_sequential_of_a_process(keras):
     keras.utils.clear_session()
     rnn, around = keras.layers.SimpleRNN, keras.layers.Bidirectional
     model = keras.Sequential(
@@ -107,7 +108,7 @@ def test_the_paths_are_those_of_the_first_sequential(keras):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_cells_in_stacked_cells_are_layers(keras):
+def test_stacked_cells_are_read_as_layers(keras):
     cells = [keras.layers.SimpleRNNCell(units) for units in (4, 2)]
     model = keras.Sequential([keras.Input((T, 3)), keras.layers.RNN(cells), keras.layers.Dense(5)])
     values = model.get_weights()
@@ -115,7 +116,7 @@ def test_cells_in_stacked_cells_are_layers(keras):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_layers_that_are_not_vanilla_are_refused_by_name(keras):
+def test_layers_that_are_not_vanilla_are_rejected_by_name(keras):
     layers = keras.layers
     for layer, message in (
         (layers.LSTM(4), "lstm_cell/recurrent_kernel' .* those of an LSTM"),
@@ -130,7 +131,7 @@ def test_layers_that_are_not_vanilla_are_refused_by_name(keras):
         from_keras(keras.Sequential([layers.Dense(2)]))
 
 
-def test_parameters_come_back_to_the_bit():
+def test_a_round_trip_preserves_every_bit():
     drawn.check_round_trips(to_keras, from_keras)
 
 
@@ -142,7 +143,7 @@ def ones(*shape):
     return np.ones(shape, np.float32)
 
 
-def test_weights_written_by_hand_become_the_layers_they_name():
+def test_hand_written_weights_are_read_as_the_layers_they_name():
     rng = np.random.default_rng(0)
     shapes = {
         f"{RNN}/kernel": (3, 4),
@@ -219,7 +220,7 @@ class Twice:
         (GOOD | {"sequential/dense/bias": "ones"}, ValueError, "'sequential/dense/bias' has dtype"),
     ],
 )
-def test_bad_weights_are_refused_by_name(weights, error, message):
+def test_invalid_weights_are_rejected_by_name(weights, error, message):
     with pytest.raises(error, match=message):
         from_keras(weights)
 
@@ -232,6 +233,6 @@ def test_bad_weights_are_refused_by_name(weights, error, message):
         ((RNNParams(ones(4, 3), ones(4, 4)), DenseParams(ones(2, 5))), ValueError, "4 outputs"),
     ],
 )
-def test_bad_parameters_are_not_exported(params, error, message):
+def test_invalid_parameters_are_not_exported(params, error, message):
     with pytest.raises(error, match=message):
         to_keras(params)

@@ -1,4 +1,4 @@
-"""ONNX models: what they compute in onnxruntime, what is read from them, and what is refused."""
+"""ONNX models: outputs in onnxruntime, exact round trips, and rejected models."""
 
 import io
 import itertools
@@ -27,6 +27,7 @@ from jaxrnn import (
 )
 from jaxrnn.interop.onnx import OnnxActivation, from_onnx, to_onnx
 from tests.support.checks import assert_identical
+from tests.support.peers import import_peer
 
 T, B = 4, 3
 ACTIVATIONS = {
@@ -52,20 +53,20 @@ WITH_NUMBERS = [
 
 @pytest.fixture
 def eager():
-    """Scans as loops of Python: many small networks cost more to compile than to run."""
+    """Run scans as Python loops: for many small networks, compiling costs more than running."""
     with jax.disable_jit():
         yield
 
 
 @pytest.fixture
 def onnx():
-    return pytest.importorskip("onnx")
+    return import_peer("onnx")
 
 
 @pytest.fixture
 def run():
-    """Run a model in onnxruntime."""
-    runtime = pytest.importorskip("onnxruntime")
+    """A function that runs a model in onnxruntime."""
+    runtime = import_peer("onnxruntime")
 
     def run(model, feeds):
         options = runtime.SessionOptions()
@@ -79,7 +80,7 @@ def run():
 
 
 def assert_near(got, expected, what=""):
-    """Equal to 1e-6 of the largest entry, or of 1: eight roundings of float32."""
+    """Equal up to 1e-6, about eight roundings of float32, relative to the largest entry or 1."""
     got, expected = np.asarray(got), np.asarray(expected)
     assert (got.shape, got.dtype) == (expected.shape, expected.dtype), what
     error = np.abs(got - expected).max(initial=0)
@@ -97,13 +98,13 @@ def draw(rng, size, dtype=np.float32):
 
 
 def draw_rnn(rng, inputs, units, options, dtype=np.float32):
-    """Parameters with a bias and an initial state as `options` have them."""
+    """Random parameters; `options` says whether they have a bias and an initial state."""
     b, h0 = (draw(rng, (units,), dtype) if has else None for has in options)
     return RNNParams(draw(rng, (units, inputs), dtype), draw(rng, (units, units), dtype), b, h0)
 
 
 def draw_network(rng, dtype=np.float32):
-    """One to three recurrent layers, of one direction or two, with dense ones anywhere."""
+    """One to three recurrent layers, of one direction or two, with dense layers in between."""
     layers, params, activations = [], [], []
     size = 3
     for _ in range(rng.integers(1, 4)):
@@ -113,7 +114,7 @@ def draw_network(rng, dtype=np.float32):
             params.append(DenseParams(draw(rng, (3, size), dtype), bias))
             size = 3
         units, count = int(rng.integers(2, 4)), int(rng.integers(1, 3))
-        options = tuple(rng.random(2) < 0.5)  # of both directions alike: see the docstring
+        options = tuple(rng.random(2) < 0.5)  # the same for both directions, as in ONNX
         names = rng.choice(list(ACTIVATIONS), count)
         rnns = [vanilla_rnn(size, units, activation=ACTIVATIONS[n], dtype=dtype) for n in names]
         drawn = tuple(draw_rnn(rng, size, units, options, dtype) for _ in names)
@@ -128,7 +129,7 @@ def draw_network(rng, dtype=np.float32):
 
 
 def draw_feeds(rng, network, lengths, initial_states):
-    """Inputs for the model and for the layer: (feeds, xs, mask, state)."""
+    """Inputs of the model and of the layer: (feeds, xs, mask, state)."""
     xs = rng.normal(size=(T, B, network.layer.input_size)).astype(np.float32)
     feeds, mask, state = {}, None, None
     if lengths:
@@ -143,13 +144,13 @@ def draw_feeds(rng, network, lengths, initial_states):
 
 
 def states_of(state):
-    """A stack's states as ONNX has them: [directions, B, H], dense layers without."""
+    """A stack's states in ONNX's layout, [directions, B, H]; dense layers have none."""
     entries = [h if isinstance(h, tuple) else (h,) for h in state]
     return [np.stack(entry) for entry in entries if entry]
 
 
 @pytest.mark.parametrize("group", range(4))
-def test_drawn_networks_compute_in_onnxruntime_what_they_compute_here(group, onnx, run, eager):
+def test_random_networks_give_the_same_outputs_and_states_in_onnxruntime(group, onnx, run, eager):
     options = list(itertools.product([False, True], repeat=3))
     for number in range(10):
         rng = np.random.default_rng(10 * group + number)
@@ -177,7 +178,7 @@ def test_drawn_networks_compute_in_onnxruntime_what_they_compute_here(group, onn
 
 
 @pytest.mark.parametrize(("dtype", "count"), [("float32", 30), ("float64", 4)])
-def test_drawn_networks_come_back_bit_for_bit_and_run_in_the_same_direction(
+def test_a_round_trip_of_random_networks_preserves_every_bit_and_the_direction(
     dtype, count, onnx, eager
 ):
     options = list(itertools.product([False, True], repeat=2))
@@ -203,7 +204,7 @@ def test_drawn_networks_come_back_bit_for_bit_and_run_in_the_same_direction(
         assert_identical(got, expected, number)
 
 
-def test_weights_that_sums_and_copies_lose_come_back_bit_for_bit(onnx, eager):
+def test_a_round_trip_preserves_negative_zero_infinity_and_nan(onnx, eager):
     special = jnp.asarray([-0.0, jnp.inf, jnp.nan], jnp.float32)
     params = draw_rnn(np.random.default_rng(0), 3, 3, (True, True))
     for leaves in ({"b": special}, {"h0": special}, {"h0": jnp.zeros_like(special)}):
@@ -211,7 +212,7 @@ def test_weights_that_sums_and_copies_lose_come_back_bit_for_bit(onnx, eager):
         assert_identical(from_onnx(to_onnx(vanilla_rnn(3, 3), given))[1], (given,), leaves)
 
 
-def test_a_trained_deep_bidirectional_network_gives_the_same_on_ragged_input(onnx, run, key):
+def test_a_trained_deep_bidirectional_network_gives_the_same_on_ragged_sequences(onnx, run, key):
     rnn = stack(
         bidirectional(vanilla_rnn(2, 12, learn_h0=True), vanilla_rnn(2, 12, learn_h0=True)),
         dropout(24, 0.1),
@@ -248,7 +249,7 @@ def test_a_trained_deep_bidirectional_network_gives_the_same_on_ragged_input(onn
         assert np.abs(got - other).max() < 1e-6
 
 
-def test_a_model_is_of_standard_operators_and_declares_its_axes(onnx, eager):
+def test_a_model_has_standard_operators_only_and_declares_its_axes(onnx, eager):
     rng = np.random.default_rng(0)
     rnn = stack(vanilla_rnn(3, 4), dense(4, 2))
     params = (draw_rnn(rng, 3, 4, (True, True)), DenseParams(draw(rng, (2, 4)), draw(rng, (2,))))
@@ -268,7 +269,7 @@ def test_a_model_is_of_standard_operators_and_declares_its_axes(onnx, eager):
     assert [node.op_type for node in plain.graph.node] == ["RNN", "Identity", "Squeeze", "Identity"]
 
 
-def test_a_layer_alone_and_one_without_a_batch_or_steps_are_exported(onnx, run, eager):
+def test_a_single_layer_is_exported_and_accepts_an_empty_batch(onnx, run, eager):
     rng = np.random.default_rng(0)
     rnn, params = vanilla_rnn(3, 4), draw_rnn(rng, 3, 4, (True, True))
     model = to_onnx(chunked(rnn, 2), params)
@@ -286,8 +287,8 @@ def draw_weights(rng, count, inputs=3, units=4, dtype=np.float32):
 
 
 def foreign_model(onnx, weights, attributes, *, tail=(), extra=None, opset=14):
-    """A model as others write it: an RNN node with a state and lengths, its directions joined, and
-    the nodes (operator, inputs, attributes) of `tail`, each of which makes "y0", "y1", ..."""
+    """A model of another exporter: an RNN node with a state and lengths, its directions joined,
+    followed by the nodes (operator, inputs, attributes) of `tail` with outputs "y0", "y1", ..."""
     helper, weights = onnx.helper, {**weights, **(extra or {})}
     (count, units, inputs), batch_major = weights["W"].shape, attributes.get("layout") == 1
     names = ["X", "W", "R", "B" if "B" in weights else "", "lens", "H"]
@@ -319,7 +320,7 @@ def foreign_model(onnx, weights, attributes, *, tail=(), extra=None, opset=14):
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
 
 
-def test_foreign_operators_of_any_layout_direction_and_activation_are_read(onnx, run, eager):
+def test_rnn_operators_of_any_layout_direction_and_activation_are_imported(onnx, run, eager):
     directions = itertools.cycle(["forward", "reverse", "bidirectional"])
     activations = [OnnxActivation("Tanh"), OnnxActivation("Softsign"), *WITH_NUMBERS]
     for number, (activation, layout) in enumerate(itertools.product(activations, (0, 1))):
@@ -337,7 +338,7 @@ def test_foreign_operators_of_any_layout_direction_and_activation_are_read(onnx,
         }
         attributes = {name: value for name, value in attributes.items() if value}
         layer, params = from_onnx(foreign_model(onnx, weights, attributes | {"layout": layout}))
-        attributes["hidden_size"] = 4  # which ONNX leaves out at will, and onnxruntime does not
+        attributes["hidden_size"] = 4  # optional in ONNX, but required by onnxruntime
         xs, lengths = draw(rng, (T, B, 3)), np.asarray([T, 0, 2], np.int32)
         state = np.asarray(draw(rng, (count, B, 4)))
         _, expected = run(
@@ -350,7 +351,7 @@ def test_foreign_operators_of_any_layout_direction_and_activation_are_read(onnx,
         assert_near(ys, expected, (activation, layout, direction))
 
 
-def test_dense_readouts_are_read_as_matmul_and_add_or_as_gemm(onnx, run, eager):
+def test_dense_layers_are_imported_from_matmul_with_add_and_from_gemm(onnx, run, eager):
     rng = np.random.default_rng(0)
     weights = draw_weights(rng, 1)
     w, b = np.asarray(draw(rng, (2, 4))), np.asarray(draw(rng, (2,)))
@@ -382,8 +383,8 @@ def test_dense_readouts_are_read_as_matmul_and_add_or_as_gemm(onnx, run, eager):
 
 @pytest.mark.parametrize("exported_with", ["fixed sizes", "free sizes", "a state"])
 @pytest.mark.parametrize("batch_first", [False, True])
-def test_models_that_torch_exports_are_read(exported_with, batch_first, onnx, eager):
-    torch = pytest.importorskip("torch")
+def test_models_exported_by_torch_are_imported(exported_with, batch_first, onnx, eager):
+    torch = import_peer("torch")
 
     class Module(torch.nn.Module):
         def __init__(self, nonlinearity, two):
@@ -405,7 +406,7 @@ def test_models_that_torch_exports_are_read(exported_with, batch_first, onnx, ea
             given["state"] = torch.zeros(4 if two else 2, B, 4)
         axes = {name: free[name] for name in given} if exported_with != "fixed sizes" else None
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the exporter's own, of its age
+            warnings.simplefilter("ignore")  # the exporter warns that it is deprecated
             torch.onnx.export(
                 module,
                 tuple(given.values()),
@@ -423,7 +424,7 @@ def test_models_that_torch_exports_are_read(exported_with, batch_first, onnx, ea
         assert_near(ys, expected.swapaxes(0, 1) if batch_first else expected)
 
 
-def test_the_layer_of_a_reversed_operator_has_no_step_and_turns_round_with_reverse(onnx, eager):
+def test_the_layer_of_a_reverse_operator_has_no_step_and_runs_forward_with_reverse(onnx, eager):
     rng = np.random.default_rng(0)
     layer, params = from_onnx(foreign_model(onnx, draw_weights(rng, 1), {"direction": "reverse"}))
     rnn = vanilla_rnn(3, 4)
@@ -432,11 +433,11 @@ def test_the_layer_of_a_reversed_operator_has_no_step_and_turns_round_with_rever
         _, ys = layer.unroll(params, None, xs, reverse=reverse)
         assert_identical(ys, rnn.unroll(params[0], None, xs, reverse=not reverse)[1])
     assert not layer.causal
-    with pytest.raises(ValueError, match="runs backwards"):
+    with pytest.raises(ValueError, match="not causal"):
         layer.step(params, None, xs[0])
 
 
-def test_a_model_is_read_from_a_file_and_from_bytes(onnx, tmp_path, monkeypatch, eager):
+def test_a_model_is_imported_from_a_file_and_from_bytes(onnx, tmp_path, monkeypatch, eager):
     params = draw_rnn(np.random.default_rng(0), 3, 4, (True, False))
     model = to_onnx(vanilla_rnn(3, 4), params)
     onnx.save(model, tmp_path / "inside.onnx")
@@ -445,19 +446,18 @@ def test_a_model_is_read_from_a_file_and_from_bytes(onnx, tmp_path, monkeypatch,
     paths = [tmp_path / "inside.onnx", str(tmp_path / "outside.onnx")]
     for given in (*paths, model, model.SerializeToString()):
         assert_identical(from_onnx(given)[1], (params,))
-    monkeypatch.chdir(tmp_path)  # where the file that the model names is
-    with pytest.raises(ValueError, match="stand in another file"):
+    monkeypatch.chdir(tmp_path)  # the folder of the file that the model refers to
+    with pytest.raises(ValueError, match="are in another file"):
         from_onnx(onnx.load(paths[1], load_external_data=False))
     with pytest.raises(FileNotFoundError):
         from_onnx(tmp_path / "absent.onnx")
 
 
-def test_what_the_exporter_is_not_told_the_truth_about_is_refused(onnx, eager):
+def test_a_layer_that_computes_something_else_than_described_is_rejected(onnx, eager):
     rng = np.random.default_rng(0)
     params = draw_rnn(rng, 3, 3, (True, True))
     rnn = vanilla_rnn(3, 3)
-    truth = to_onnx(rnn, params)
-    assert from_onnx(truth)[0].output_size == 3
+    assert from_onnx(to_onnx(rnn, params))[0].output_size == 3
     pair = bidirectional(rnn, vanilla_rnn(3, 3, activation=jax.nn.relu))
     backwards = rnn._replace(unroll=lambda *args, **kw: rnn.unroll(*args, **kw | {"reverse": True}))
 
@@ -476,7 +476,7 @@ def test_what_the_exporter_is_not_told_the_truth_about_is_refused(onnx, eager):
         (pair, (params, params), (("relu", "Tanh"),)),
         (stack(rnn, rnn), (params, params._replace(h0=None)), ("Tanh", "Sigmoid")),
     ):
-        with pytest.raises(ValueError, match="layer does not give what params and activation"):
+        with pytest.raises(ValueError, match="layer does not compute what params and activation"):
             to_onnx(layer, given, activation=activation)
     assert to_onnx(pair, (params, params), activation=[("tanh", "relu")])
 
@@ -495,14 +495,14 @@ def test_what_the_exporter_is_not_told_the_truth_about_is_refused(onnx, eager):
         ({"params": {"w": 1}}, r"params\[0\] is a dict"),
     ],
 )
-def test_bad_arguments_of_the_exporter_are_refused(change, words, onnx):
+def test_invalid_arguments_of_to_onnx_are_rejected(change, words, onnx):
     params = draw_rnn(np.random.default_rng(0), 3, 4, (True, True))
     given = {"layer": vanilla_rnn(3, 4), "params": params} | change
     with pytest.raises((TypeError, ValueError), match=words):
         to_onnx(given.pop("layer"), given.pop("params"), **given)
 
 
-def test_networks_that_onnx_cannot_hold_are_refused(onnx, eager):
+def test_networks_that_onnx_cannot_express_are_rejected(onnx, eager):
     rng = np.random.default_rng(0)
     unequal = bidirectional(vanilla_rnn(3, 4), vanilla_rnn(3, 5))
     with pytest.raises(ValueError, match=r"layer 0 of params has \[4, 5\] hidden units"):
@@ -515,7 +515,7 @@ def test_networks_that_onnx_cannot_hold_are_refused(onnx, eager):
         to_onnx(mixed, (draw_rnn(rng, 3, 4, (1, 0)), DenseParams(draw(rng, (2, 4), np.float64))))
 
 
-def test_operators_that_are_no_layer_are_refused_by_their_node_s_name(onnx, eager):
+def test_unsupported_operators_are_rejected_by_the_name_of_their_node(onnx, eager):
     rng = np.random.default_rng(0)
     weights = draw_weights(rng, 1)
     extra = {"w": np.asarray(draw(rng, (4, 4))), "two": np.float32(2), "last": np.array([0, 1])}
@@ -528,16 +528,28 @@ def test_operators_that_are_no_layer_are_refused_by_their_node_s_name(onnx, eage
         ({"activations": ["Sin"]}, [], "'the_rnn': activation is 'Sin', expected one of"),
         ({"activations": ["Tanh", "Tanh"]}, [], "'the_rnn': activations are .*, expected 1"),
         ({"activations": ["ScaledTanh"]}, [], "'the_rnn': activation ScaledTanh has parameters"),
-        ({"activation_alpha": [1.0]}, [], "'the_rnn': activation_alpha or activation_beta leaves"),
+        (
+            {"activation_alpha": [1.0]},
+            [],
+            "'the_rnn': activation_alpha or activation_beta has",
+        ),
         ({"hidden_size": 5}, [], "'the_rnn': hidden_size is 5 but R has 4 units"),
         ({"direction": "bidirectional"}, [], r"'the_rnn': R has shape \(1, 4, 4\), expected \[2"),
         ({}, [("Softmax", ["ys"], {})], "Softmax node 'n0' stands between"),
         ({}, [product, ("Add", ["y0", "ys"], {})], "Add node 'n1' has 2 computed inputs"),
-        ({}, [("Add", ["ys", "two"], {})], "Add node 'n0' adds weights to what is no product"),
+        (
+            {},
+            [("Add", ["ys", "two"], {})],
+            "Add node 'n0' adds weights to something other",
+        ),
         ({}, [product, ("Add", ["y0", "cube"], {})], r"'n1' adds weights of shape \(1, 4, 4\)"),
         ({}, [("MatMul", ["ys", "cube"], {})], r"'n0': the second input has shape \(1, 4, 4\)"),
-        ({}, [("Mul", ["ys", "two"], {})], "no stack of layers up to its output 'y0': it gives"),
-        ({}, [("Gather", ["ys", "last"], {"axis": 0})], "Gather node 'n0' does not exchange"),
+        (
+            {},
+            [("Mul", ["ys", "two"], {})],
+            "not a stack of layers up to output 'y0': its",
+        ),
+        ({}, [("Gather", ["ys", "last"], {"axis": 0})], "Gather node 'n0' does not swap"),
         ({}, [("Reshape", ["ys", "w"], {})], "it cannot be evaluated"),
         (
             {},
@@ -550,7 +562,7 @@ def test_operators_that_are_no_layer_are_refused_by_their_node_s_name(onnx, eage
             from_onnx(model)
 
 
-def test_models_that_are_malformed_or_without_a_chain_are_refused(onnx, eager):
+def test_malformed_models_and_models_without_a_chain_are_rejected(onnx, eager):
     rng = np.random.default_rng(0)
     weights = draw_weights(rng, 1)
     for name, value, words in (
@@ -574,13 +586,13 @@ def test_models_that_are_malformed_or_without_a_chain_are_refused(onnx, eager):
     with pytest.raises(ValueError, match="output 'Y_h': the RNN node 'the_rnn' gives a final"):
         from_onnx(model)
     for bad in (b"", b"\xff" * 40, model.SerializeToString()[:-30]):
-        with pytest.raises(ValueError, match="model is no valid ONNX model"):
+        with pytest.raises(ValueError, match="model is not a valid ONNX model"):
             from_onnx(bad)
     with pytest.raises(TypeError, match="model is a list, expected"):
         from_onnx([])
 
 
-def test_an_activation_of_onnx_is_the_layer_s_and_is_equal_by_its_numbers(key, eager):
+def test_an_onnx_activation_computes_its_definition_and_compares_by_its_parameters(key, eager):
     xs = jnp.linspace(-3, 3, 13, dtype=jnp.float32)
     for activation in WITH_NUMBERS:
         (alpha, beta), x = (*activation.parameters, 0.0)[:2], np.asarray(xs)
@@ -604,7 +616,7 @@ def test_an_activation_of_onnx_is_the_layer_s_and_is_equal_by_its_numbers(key, e
     assert all(np.any(np.asarray(leaf)) for leaf in (grads.w_ih, grads.w_hh, grads.b))
 
 
-def test_onnx_is_imported_by_use_alone_and_named_where_it_is_missing(monkeypatch, key):
+def test_onnx_is_imported_on_first_use_and_its_absence_names_the_extra(monkeypatch, key):
     code = "import jaxrnn.interop.onnx, sys; assert not {'onnx', 'google'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
     monkeypatch.setitem(sys.modules, "onnx", None)

@@ -1,4 +1,4 @@
-"""Parameters in safetensors files: every bit comes back, and no file does harm."""
+"""Parameters in safetensors files: exact round trips, and rejection of malformed files."""
 
 import itertools
 import json
@@ -20,6 +20,7 @@ from jaxrnn import bidirectional, dense, dropout, embedding, residual, stack, va
 from jaxrnn.files import FileFormatError
 from jaxrnn.interop.safetensors import load_params, save_params
 from tests.support.checks import assert_identical
+from tests.support.peers import import_peer
 
 KEY = jax.random.key(3)
 FLOATS = ["float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"]
@@ -28,7 +29,7 @@ INTEGERS = [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)
 
 @pytest.fixture(scope="module", autouse=True)
 def library():
-    return pytest.importorskip("safetensors.numpy")
+    return import_peer("safetensors.numpy")
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def path(tmp_path):
 
 
 def layer_of(params):
-    """A layer that has parameters like these."""
+    """A layer whose parameters have this structure."""
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
 
     def init(key):
@@ -55,7 +56,7 @@ def data_of(content):
 
 
 def pack(header, data=b"", length=None):
-    """A file of a header, an object or bytes, and data."""
+    """The bytes of a file with a header (an object, or bytes) and data."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return (len(text) if length is None else length).to_bytes(8, "little") + text + data
 
@@ -78,7 +79,7 @@ def networks(dtype):
 
 
 @pytest.mark.parametrize("dtype", FLOATS[:4])
-def test_a_network_comes_back_bit_for_bit(path, dtype):
+def test_a_round_trip_of_a_network_preserves_every_bit(path, dtype):
     for number, layer in enumerate(networks(jnp.dtype(dtype))):
         shapes = jax.eval_shape(layer.init, KEY)
         leaves = [Leaf(leaf.dtype, leaf.shape, number).array for leaf in jax.tree.leaves(shapes)]
@@ -108,7 +109,7 @@ TREES = st.recursive(
 
 
 class Leaf:
-    """An array of any bits, NaN of any payload among them."""
+    """An array of random bits, which includes NaN with any payload."""
 
     def __init__(self, dtype, shape, seed):
         dtype = jnp.dtype(dtype)
@@ -119,9 +120,9 @@ class Leaf:
 
 @hypothesis.settings(deadline=None, max_examples=100, database=None)
 @hypothesis.given(tree=TREES, device=st.booleans())
-def test_any_tree_of_any_bits_comes_back_bit_for_bit(tmp_path_factory, tree, device):
-    put = jnp.asarray if device else np.asarray
-    params = jax.tree.map(lambda leaf: put(leaf.array), tree)
+def test_a_round_trip_of_any_tree_preserves_every_bit(tmp_path_factory, tree, device):
+    convert = jnp.asarray if device else np.asarray
+    params = jax.tree.map(lambda leaf: convert(leaf.array), tree)
     path = tmp_path_factory.mktemp("folder") / "file"
     layer = layer_of(params)
     save_params(path, layer, params)
@@ -131,7 +132,7 @@ def test_any_tree_of_any_bits_comes_back_bit_for_bit(tmp_path_factory, tree, dev
 
 
 @pytest.mark.parametrize("dtype", FLOATS[:4])
-def test_the_payload_of_nan_and_the_sign_of_zero_are_kept(path, dtype):
+def test_the_payload_of_nan_and_the_sign_of_zero_are_preserved(path, dtype):
     dtype = jnp.dtype(dtype)
     unsigned = f"uint{8 * dtype.itemsize}"
     nan = int(np.array(np.inf, dtype).view(unsigned)) + 3  # a signalling one
@@ -142,7 +143,7 @@ def test_the_payload_of_nan_and_the_sign_of_zero_are_kept(path, dtype):
     assert np.asarray(load_params(path, layer_of(params))["w"]).tobytes() == bits.tobytes()
 
 
-def test_arrays_in_any_order_of_memory_come_back_in_their_own(path):
+def test_arrays_of_any_memory_layout_are_saved_in_logical_order(path):
     columns = np.asfortranarray(np.arange(6.0).reshape(2, 3))
     params = {"f": columns, "t": columns.T[::-1], "s": np.float64(3)}
     save_params(path, layer_of(params), params)
@@ -151,10 +152,10 @@ def test_arrays_in_any_order_of_memory_come_back_in_their_own(path):
         np.testing.assert_array_equal(loaded[name], leaf)
 
 
-# What is in a file
+# Contents of a file
 
 
-def test_names_follow_the_tree_and_the_metadata_describe_the_layer(path, library):
+def test_tensors_are_named_by_their_path_and_the_metadata_describe_the_layer(path, library):
     both = bidirectional(vanilla_rnn(2, 3), vanilla_rnn(2, 3, use_bias=False))
     layer = stack(vanilla_rnn(2, 2), dropout(2, 0.5), both, dense(6, 1))
     params = layer.init(KEY)
@@ -171,7 +172,7 @@ def test_names_follow_the_tree_and_the_metadata_describe_the_layer(path, library
         "3.w": params[3].w,
         "3.b": params[3].b,
     }
-    read = library.load_file(path)  # by the library's own reader
+    read = library.load_file(path)  # with the library's own reader
     assert set(read) == set(expected)
     for name, leaf in expected.items():
         assert_identical(read[name], leaf)
@@ -192,7 +193,7 @@ def test_names_follow_the_tree_and_the_metadata_describe_the_layer(path, library
 @pytest.mark.parametrize(
     ("dtype", "code"), [("bfloat16", "BF16"), ("float16", "F16"), ("float64", "F64")]
 )
-def test_a_dtype_is_saved_as_it_is(path, dtype, code):
+def test_a_dtype_is_saved_unchanged(path, dtype, code):
     layer = vanilla_rnn(2, 3, dtype=jnp.dtype(dtype))
     params = layer.init(KEY)
     save_params(path, layer, params)
@@ -202,7 +203,7 @@ def test_a_dtype_is_saved_as_it_is(path, dtype, code):
     assert data_of(content)[first:last] == np.asarray(params.w_hh).tobytes()
 
 
-def test_parameters_that_are_one_array_are_named_params(path):
+def test_parameters_of_a_single_array_are_named_params(path):
     layer = embedding(4, 2)
     save_params(path, layer, layer.init(KEY))
     assert set(header_of(path.read_bytes())) == {"__metadata__", "params"}
@@ -223,16 +224,16 @@ TENSORS = {name: np.asarray(leaf) for name, leaf in TENSORS.items()}
 
 
 @pytest.mark.parametrize("metadata", [None, {}, {"format": "pt"}, {"layer": "{", "answer": "42"}])
-def test_a_file_of_another_writer_is_read_by_its_tensors(path, library, metadata):
+def test_a_file_of_another_writer_is_checked_by_its_tensors_alone(path, library, metadata):
     library.save_file(dict(reversed(TENSORS.items())), path, metadata)
     assert_identical(load_params(path, NETWORK), PARAMS)
 
 
-def test_a_header_of_a_lenient_writer_is_read(path, library):
+def test_a_header_with_whitespace_and_additional_fields_is_accepted(path, library):
     header = header_of(library.save(TENSORS))
     data = data_of(library.save(TENSORS))
     header["__metadata__"] = None
-    header["0.b"]["note"] = [1, {"x": 2.5}]  # a field that the format does not have
+    header["0.b"]["note"] = [1, {"x": 2.5}]  # a field that is not part of the format
     path.write_bytes(pack(b"  " + json.dumps(header, indent=1).encode() + b" \n", data))
     assert_identical(load_params(path, NETWORK), PARAMS)
 
@@ -268,7 +269,7 @@ DIFFERENCES = [
 
 
 @pytest.mark.parametrize(("tensors", "words"), DIFFERENCES)
-def test_a_file_of_other_tensors_is_refused_and_every_difference_is_named(
+def test_a_file_of_other_tensors_is_rejected_and_every_difference_is_named(
     path, library, tensors, words
 ):
     library.save_file(tensors, path)
@@ -287,14 +288,14 @@ def test_of_many_differences_the_first_are_named_and_the_others_counted(path, li
 
 
 @pytest.mark.parametrize(("saved", "asked"), list(itertools.permutations(FLOATS[:4], 2))[:6])
-def test_no_dtype_is_cast(path, saved, asked):
+def test_a_file_of_another_dtype_is_rejected_not_cast(path, saved, asked):
     layers = [vanilla_rnn(2, 3, dtype=jnp.dtype(dtype)) for dtype in (saved, asked)]
     save_params(path, layers[0], layers[0].init(KEY))
     with pytest.raises(FileFormatError, match=f"'b' has dtype {saved}, expected {asked}"):
         load_params(path, layers[1])
 
 
-def test_a_layer_whose_tensors_fit_but_which_is_another_is_refused(path, library):
+def test_a_different_layer_with_the_same_tensors_is_rejected(path, library):
     both = bidirectional(vanilla_rnn(3, 3), vanilla_rnn(3, 3))
     deep = stack(vanilla_rnn(3, 3), vanilla_rnn(3, 3))
     params = both.init(KEY)
@@ -305,14 +306,14 @@ def test_a_layer_whose_tensors_fit_but_which_is_another_is_refused(path, library
     assert_identical(load_params(path, deep), params)
 
 
-def test_a_layer_of_float64_needs_64_bits_in_jax(path):
+def test_loading_float64_requires_x64(path):
     layer = vanilla_rnn(2, 3, dtype=jnp.float64)
     save_params(path, layer, layer.init(KEY))
     with jax.enable_x64(False), pytest.raises(ValueError, match=r"float64.*jax_enable_x64"):
         load_params(path, layer)
 
 
-# What is not saved
+# Invalid parameters
 
 
 class Odd:
@@ -353,7 +354,7 @@ NOT_SAVED = [
 
 
 @pytest.mark.parametrize(("layer", "params", "kind", "words"), NOT_SAVED)
-def test_parameters_that_are_not_the_layers_are_refused_and_nothing_is_written(
+def test_parameters_that_do_not_fit_the_layer_are_rejected_and_nothing_is_written(
     path, layer, params, kind, words
 ):
     path.write_bytes(b"old")
@@ -366,7 +367,7 @@ def test_parameters_that_are_not_the_layers_are_refused_and_nothing_is_written(
     assert os.listdir(path.parent) == [path.name]
 
 
-def test_the_old_file_survives_a_disk_that_is_full(path, monkeypatch):
+def test_the_old_file_survives_a_full_disk(path, monkeypatch):
     save_params(path, NETWORK, PARAMS)
 
     def full(*args):
@@ -380,7 +381,7 @@ def test_the_old_file_survives_a_disk_that_is_full(path, monkeypatch):
     assert os.listdir(path.parent) == [path.name]
 
 
-def test_a_missing_library_names_the_extra(path, monkeypatch):
+def test_the_error_for_a_missing_library_names_the_extra(path, monkeypatch):
     for name in ("safetensors", "safetensors.numpy"):
         monkeypatch.setitem(sys.modules, name, None)
     for call in (save_params, load_params):
@@ -392,13 +393,13 @@ def test_a_missing_library_names_the_extra(path, monkeypatch):
 # Files that cannot be read
 
 
-def test_a_missing_file_is_an_error_of_the_system(path):
+def test_a_missing_file_raises_file_not_found(path):
     with pytest.raises(FileNotFoundError):
         load_params(path, NETWORK)
 
 
 @pytest.mark.parametrize("make", [os.mkdir, os.mkfifo], ids=["folder", "pipe"])
-def test_what_is_not_a_regular_file_is_not_read(path, make):
+def test_anything_but_a_regular_file_is_rejected(path, make):
     make(path)
     with pytest.raises(FileFormatError, match="not a regular file"):
         load_params(path, NETWORK)
@@ -410,7 +411,7 @@ def write_good(path):
 
 
 def edited(change):
-    """A kind of malformed file: a good one whose header `change` edits."""
+    """A generator of malformed files: valid ones with a header edited by `change`."""
 
     def make(draw, good):
         header = header_of(good)
@@ -435,7 +436,7 @@ def flip(content, bit):
 
 
 def unchecked(good):
-    """Where a changed byte is no damage: the name of the format, and the version of the writer."""
+    """Positions whose bytes are not checked: in the format's name and the writer's version."""
     spans = [b'"format":"jaxrnn"', b'"jaxrnn_version":"%s"' % jaxrnn.__version__.encode()]
     return {good.index(span) + place for span in spans for place in range(len(span))}
 
@@ -475,8 +476,8 @@ def displaced(draw, header):
     tensor["data_offsets"] = [offset + shift for offset in tensor["data_offsets"]]
 
 
-def turned_round(draw, header):
-    """The offsets of a tensor, with a name of any length."""
+def reversed_offsets(draw, header):
+    """A tensor with reversed offsets, and a name of any length."""
     tensor = header.pop(draw.choice(sorted(TENSORS)))
     tensor["data_offsets"].reverse()
     header["x" * int(draw.choice([1, 100, 100_000]))] = tensor
@@ -589,7 +590,7 @@ def other_description(draw, header):
 
 
 def other_tensors(draw, header):
-    """A tensor too few, or one of no elements too many."""
+    """A missing tensor, or an additional one without elements."""
     if draw.integers(2):
         name = draw.choice(sorted(TENSORS))
         header["x" * int(draw.choice([1, 100, 100_000]))] = header.pop(name)
@@ -598,8 +599,8 @@ def other_tensors(draw, header):
 
 
 def other_layer(draw, good):
-    """A whole file, of another network."""
-    library = pytest.importorskip("safetensors.numpy")
+    """A valid file of another network."""
+    library = import_peer("safetensors.numpy")
     tensors = {name: leaf for name, leaf in TENSORS.items() if draw.integers(2)}
     tensors["2.w"] = np.ones((draw.integers(4), 2), np.float32)
     return library.save(tensors)
@@ -616,7 +617,7 @@ MALFORMED = {
     "cut in the length": lambda draw, good: good[: draw.integers(8)],
     "cut in the header": lambda draw, good: good[: 8 + draw.integers(length_of(good))],
     "cut in the data": lambda draw, good: good[: len(good) - draw.integers(1, len(data_of(good)))],
-    "more behind": lambda draw, good: good + draw.bytes(draw.integers(1, 50)),
+    "trailing bytes": lambda draw, good: good + draw.bytes(draw.integers(1, 50)),
     "a flipped bit in the length": lambda draw, good: flip(good, draw.integers(64)),
     "a flipped bit in the header": flipped_header,
     "a wrong length": wrong_length,
@@ -625,7 +626,7 @@ MALFORMED = {
     "bad JSON": bad_json,
     "overlapping offsets": edited(overlapping),
     "displaced offsets": edited(displaced),
-    "offsets turned round": edited(turned_round),
+    "reversed offsets": edited(reversed_offsets),
     "overflowing shapes": edited(overflowing),
     "10^15 elements": edited(many_elements),
     "a wrong dtype": edited(wrong_dtype),
@@ -646,7 +647,7 @@ MALFORMED = {
 
 
 def malformed(kind, good):
-    """Files of a kind, all different; some kinds have few."""
+    """Distinct files of a kind; some kinds have only a few."""
     number = list(MALFORMED).index(kind)
     draws = [np.random.default_rng([number, seed]) for seed in range(100)]
     return list(dict.fromkeys(MALFORMED[kind](draw, good) for draw in draws))
@@ -664,19 +665,19 @@ def check_refused(path, content):
 
 
 @pytest.mark.parametrize("kind", MALFORMED)
-def test_a_malformed_file_ends_in_the_one_error_which_names_it(path, kind):
+def test_every_malformed_file_raises_file_format_error_with_its_name(path, kind):
     for content in malformed(kind, write_good(path)):
         check_refused(path, content)
 
 
-def test_there_are_a_thousand_malformed_files_all_different(path):
+def test_there_are_a_thousand_distinct_malformed_files(path):
     good = write_good(path)
     assert len({content for kind in MALFORMED for content in malformed(kind, good)}) >= 1000
 
 
 @hypothesis.settings(deadline=None, max_examples=300, database=None)
 @hypothesis.given(content=st.binary(max_size=400))
-def test_any_bytes_are_refused(tmp_path_factory, content):
+def test_random_bytes_are_rejected(tmp_path_factory, content):
     check_refused(tmp_path_factory.mktemp("folder") / "file", content)
 
 
@@ -709,12 +710,12 @@ JSON = st.recursive(
 
 @hypothesis.settings(deadline=None, max_examples=300, database=None)
 @hypothesis.given(header=JSON, data=st.binary(max_size=64))
-def test_any_header_and_data_are_refused(tmp_path_factory, header, data):
+def test_random_headers_and_data_are_rejected(tmp_path_factory, header, data):
     check_refused(tmp_path_factory.mktemp("folder") / "file", pack(header, data))
 
 
-def test_a_changed_byte_that_is_no_damage_does_none(path):
-    """In the name of the format, in the version of the writer, or among the numbers."""
+def test_a_changed_byte_that_is_not_checked_changes_no_structure(path):
+    """Bytes in the name of the format, in the version of the writer, or in the data."""
     good = write_good(path)
     read = 0
     for place in sorted(unchecked(good)):
@@ -748,11 +749,11 @@ import test_safetensors as tests
 path = Path(sys.argv[1]) / "file"
 good = tests.write_good(path)
 files = {kind: tests.malformed(kind, good) for kind in tests.MALFORMED}
-for contents in files.values():  # for what is allocated once
+for contents in files.values():  # warm up one-time allocations
     tests.check_refused(path, contents[0])
 
 def allow(room):
-    "No more memory than there is now, and the room."
+    "Limit the memory to the present use plus `room`."
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + int(room)
     resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
@@ -771,12 +772,12 @@ for contents in files.values():
 
 allow(1 << 40)
 content = safetensors.numpy.save({str(name): np.zeros(0, np.float32) for name in range(50_000)})
-allow(64 * len(content))  # a name of 20 bytes becomes an object or two
+allow(64 * len(content))  # a name of 20 bytes becomes one or two objects
 tests.check_refused(path, content)
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="it reads /proc")
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
 def test_memory_is_bounded_by_the_size_of_the_file(tmp_path):
     tests = Path(__file__).parent
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(tests.parents[1])}

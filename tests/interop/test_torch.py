@@ -1,4 +1,4 @@
-"""torch: values, states and gradients against its own; every entry back to the bit; bad input."""
+"""torch: outputs, states and gradients as in torch, exact round trips, and rejected input."""
 
 import functools
 import re
@@ -16,17 +16,18 @@ from tests.support import drawn_networks as drawn
 from tests.support import oracle
 from tests.support.checks import assert_identical
 from tests.support.drawn_networks import B, Drawn, T
+from tests.support.peers import import_peer
 
 NETWORKS = 30
 
 
 @pytest.fixture
 def torch():
-    return pytest.importorskip("torch")
+    return import_peer("torch")
 
 
 def draw_modules(rng):
-    """Lists of drawn layers, each for one module: one or two nn.RNN, then up to two nn.Linear."""
+    """Lists of layers, one per module: one or two nn.RNN, then up to two nn.Linear."""
     modules, size, units = [], int(rng.integers(1, 5)), 0
     for _ in range(rng.integers(1, 3)):
         units = int(rng.choice([n for n in range(1, 5) if n != units]))
@@ -63,7 +64,7 @@ def build_torch(torch, modules, dtype):
 
 
 def run_torch(torch, model, modules, h0s, xs, lengths):
-    """Outputs [T, B, O], zero in padding, and the final states one after the other."""
+    """Outputs [T, B, O], zero in the padding, and a list of final states."""
     rnn = torch.nn.utils.rnn
     packed = rnn.pack_padded_sequence(xs, torch.tensor(lengths), enforce_sorted=False)
     h0s, states = list(h0s), []
@@ -125,7 +126,7 @@ def test_outputs_states_and_gradients_are_those_of_torch(torch):
 
 
 def gradients(torch, model):
-    """By name; a bias stands twice in torch's sum, each with the whole gradient: once is left."""
+    """Gradients by name. The two biases have the same gradient, so that of bias_hh is zeroed."""
     found = {name: tensor.grad for name, tensor in model.named_parameters()}
     for name, grad in found.items():
         if "bias_hh" in name:
@@ -136,7 +137,7 @@ def gradients(torch, model):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_what_is_exported_loads_into_torch_and_comes_back_to_the_bit(torch):
+def test_a_round_trip_through_torch_preserves_every_bit(torch):
     for seed in range(NETWORKS):
         rng = np.random.default_rng(seed)
         modules = draw_modules(rng)
@@ -157,14 +158,14 @@ def test_what_is_exported_loads_into_torch_and_comes_back_to_the_bit(torch):
             with torch.no_grad():
                 for tensor in model.parameters():
                     tensor.fill_(7)
-            assert_identical(returned, params, seed)  # what torch trains on is not ours
+            assert_identical(returned, params, seed)  # no memory is shared with torch
 
 
-def test_parameters_come_back_to_the_bit():
+def test_a_round_trip_preserves_every_bit():
     drawn.check_round_trips(to_torch, from_torch)
 
 
-def test_a_state_dict_written_by_hand_gives_the_network_it_describes():
+def test_a_hand_written_state_dict_gives_the_outputs_of_the_oracle():
     rng = np.random.default_rng(0)
     shapes = {
         "rnn.weight_ih_l0": (4, 3),
@@ -203,8 +204,8 @@ def test_a_state_dict_written_by_hand_gives_the_network_it_describes():
     ]
     hs, _, _ = oracle.network(layers, xs, mask, np.zeros((T, B), bool), np.zeros((T, B, 8)), "tanh")
     expected = hs @ written["readout.weight"].T + written["readout.bias"]
-    both = [bidirectional(rnn, rnn) for rnn in (vanilla_rnn(3, 4), vanilla_rnn(8, 4))]
-    network = stack(*both, dense(8, 2))
+    pairs = [bidirectional(rnn, rnn) for rnn in (vanilla_rnn(3, 4), vanilla_rnn(8, 4))]
+    network = stack(*pairs, dense(8, 2))
     drawn.assert_agree(network.unroll(from_torch(written), None, xs)[1], expected)
     assert list(to_torch(from_torch(written), names=["rnn", "readout"])) == list(written)
 
@@ -234,9 +235,7 @@ def readout(inputs, outputs):
         ((rnn(3, 4), readout(4, 4), rnn(4, 4)), ["a", "b", "c.d"], ["a.weight_ih_l0", "b.weight"]),
     ],
 )
-def test_neighbours_that_are_alike_share_a_module_unless_names_part_them(
-    params, names, first_tensors
-):
+def test_equal_neighbours_share_a_module_unless_names_separate_them(params, names, first_tensors):
     tensors = list(to_torch(params, names=names))
     firsts = [name for name in tensors if re.search(r"(^|\.)weight(_ih_l0)?$", name)]
     assert firsts[: len(first_tensors)] == first_tensors
@@ -246,7 +245,7 @@ def test_neighbours_that_are_alike_share_a_module_unless_names_part_them(
     assert_identical(returned, expected)
 
 
-def test_no_framework_is_imported():
+def test_importing_the_formats_imports_no_framework():
     imported = (
         "import sys; from jaxrnn.interop import flax, haiku, keras, torch; "
         "sys.exit(len({'torch', 'keras', 'flax', 'haiku'} & sys.modules.keys()))"
@@ -305,12 +304,12 @@ GATES = {"weight_ih_l0": ones(12, 3), "weight_hh_l0": ones(12, 4)}
         (GOOD | {"1.bias": None}, TypeError, "'1.bias' is a NoneType, expected an array"),
     ],
 )
-def test_a_bad_state_dict_is_refused_by_name(state_dict, error, message):
+def test_an_invalid_state_dict_is_rejected_by_name(state_dict, error, message):
     with pytest.raises(error, match=message):
         from_torch(state_dict)
 
 
-def test_a_dtype_that_jax_does_not_hold_is_refused():
+def test_a_dtype_that_jax_cannot_store_is_rejected():
     with (
         jax.enable_x64(False),
         pytest.raises(ValueError, match=r"'weight' is float64, .*jax_enable_x64"),
@@ -331,12 +330,12 @@ TWO = (rnn(3, 4), readout(4, 2))
         (TWO, ["a", 3], TypeError, r"names\[1\] is 3, expected a string"),
         (TWO, "ab", TypeError, "names is 'ab', expected a list"),
         (TWO, 5, TypeError, "names is 5, expected a list"),
-        ((rnn(3, 4), rnn(4, 4)), ["a", "a"], ValueError, "names give 'a.weight_ih_l0' twice"),
+        ((rnn(3, 4), rnn(4, 4)), ["a", "a"], ValueError, "names gives 'a.weight_ih_l0' twice"),
         ([rnn(3, 4)], None, TypeError, r"params\[0\] is a list"),
         ((rnn(3, 4), {}), None, TypeError, r"params\[1\] is a dict"),
         ((rnn(3, 4), readout(5, 2)), None, ValueError, "layer 0 of params has 4 outputs"),
     ],
 )
-def test_bad_parameters_are_not_exported(params, names, error, message):
+def test_invalid_parameters_are_not_exported(params, names, error, message):
     with pytest.raises(error, match=message):
         to_torch(params, names=names)

@@ -1,4 +1,4 @@
-"""Networks that the formats' tests draw: recurrent layers of one direction or two, dense ones."""
+"""Random stacks of recurrent layers, of one direction or two, and dense layers."""
 
 from typing import NamedTuple
 
@@ -12,12 +12,12 @@ from tests.support.checks import JAX_ACTIVATIONS, assert_identical
 
 T, B = 5, 3
 DTYPES = ("bfloat16", "float16", "float32", "float64")
-QUICKLY = {"xla_backend_optimization_level": 0}  # to compile what runs but a few times
+QUICKLY = {"xla_backend_optimization_level": 0}  # for programs that run only a few times
 TOLERANCES = {"float32": 1e-6, "float64": 1e-12}
 
 
 class Drawn(NamedTuple):
-    """A layer of the stack: `directions` is 0 for a dense one."""
+    """A layer of a stack; `directions` is 0 for a dense layer."""
 
     inputs: int
     units: int
@@ -31,7 +31,7 @@ class Drawn(NamedTuple):
 
 
 def draw_layers(rng, *, directions=(1, 2), biases=(True, False), activations=("tanh", "relu")):
-    """One to three recurrent layers, under at most two dense ones."""
+    """One to three recurrent layers, followed by at most two dense ones."""
     layers, size = [], int(rng.integers(1, 5))
     for _ in range(rng.integers(1, 4)):
         drawn = (int(rng.integers(1, 5)), *(rng.choice(a) for a in (directions, biases)))
@@ -44,7 +44,7 @@ def draw_layers(rng, *, directions=(1, 2), biases=(True, False), activations=("t
 
 
 def build(layers, dtype):
-    """The stack of drawn layers."""
+    """The stack of the layers."""
 
     def one(layer):
         options = {"use_bias": layer.bias, "dtype": dtype}
@@ -58,7 +58,7 @@ def build(layers, dtype):
 
 
 def draw_params(rng, layers, dtype):
-    """Parameters of every entry drawn, as NumPy arrays."""
+    """Random parameters, as NumPy arrays."""
 
     def draw(*shape):
         return (rng.standard_normal(shape) / np.sqrt(shape[-1])).astype(jnp.dtype(dtype))
@@ -75,7 +75,7 @@ def draw_params(rng, layers, dtype):
 
 
 def draw_state(rng, layers, dtype):
-    """An initial state, of one entry a layer."""
+    """A random initial state, with one entry per recurrent layer."""
     draws = [
         [rng.standard_normal((B, layer.units)).astype(dtype) for _ in range(layer.directions)]
         for layer in layers
@@ -84,19 +84,19 @@ def draw_state(rng, layers, dtype):
 
 
 def draw_batch(rng, layers, dtype):
-    """Ragged sequences: xs [T, B, D], lengths [B] of at least 1, and their mask [T, B]."""
+    """Random ragged sequences: xs [T, B, D], lengths [B] of at least 1, and their mask [T, B]."""
     xs = rng.standard_normal((T, B, layers[0].inputs)).astype(dtype)
     lengths = rng.permutation([T, *rng.integers(1, T + 1, B - 1)])
     return xs, lengths, np.arange(T)[:, None] < lengths
 
 
 def states_of(state):
-    """The states of a stack one after the other, as foreign runtimes return them."""
+    """The states of a stack as a flat list, as other frameworks return them."""
     return jax.tree.leaves(state)
 
 
 def assert_agree(got, expected, what=""):
-    """Equal to 1e-6 in float32, 1e-12 in float64, of the largest entry or of 1: a few roundings."""
+    """Equal up to 1e-6 in float32 and 1e-12 in float64, relative to the largest entry or 1."""
     leaves, expected_leaves = jax.tree.leaves(got), jax.tree.leaves(expected)
     assert len(leaves) == len(expected_leaves), what
     for one, other in zip(leaves, expected_leaves, strict=True):
@@ -119,7 +119,7 @@ def run_here(layers):
 
 
 def draw_special(rng, layers, dtype):
-    """Parameters whose biases hold what sums and copies lose first: -0.0, infinity and NaN."""
+    """Random parameters with -0.0, infinity and NaN in their biases, which sums easily lose."""
     params = draw_params(rng, layers, dtype)
     specials = np.array([-0.0, np.inf, np.nan, 0.0], jnp.dtype(dtype))
 
@@ -132,7 +132,7 @@ def draw_special(rng, layers, dtype):
 
 
 def check_round_trips(there, back, **restrictions):
-    """30 drawn networks of every dtype come back as they were, to the bit."""
+    """Check that a round trip of 30 random networks, in every dtype, preserves every bit."""
     rng = np.random.default_rng(0)
     for number in range(30):
         layers = draw_layers(rng, **restrictions)
@@ -147,5 +147,5 @@ def check_round_trips(there, back, **restrictions):
                 assert type(leaf) is np.ndarray
                 assert leaf.flags.c_contiguous
                 assert leaf.flags.writeable
-                leaf[...] = 7  # a copy, in both directions
+                leaf[...] = 7  # the result must be a copy, in both directions
             assert_identical(returned, params, (number, dtype))

@@ -1,4 +1,4 @@
-"""The activations that ONNX's RNN operator has, and their names in JAX."""
+"""The activations of ONNX's RNN operator, and their counterparts in JAX."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ _FUNCTIONS: dict[str, tuple[Callable[..., Array], tuple[float | None, ...]]] = {
     "HardSigmoid": (lambda x, alpha, beta: jnp.clip(alpha * x + beta, 0, 1), (0.2, 0.5)),
     "Elu": (jax.nn.elu, (1.0,)),
 }
-"""Each name's function of x and its parameters, alpha and beta; and their defaults, None for what
-has to be given."""
+"""For each name, a function of x, alpha and beta, and the defaults of these parameters (None if one
+is required)."""
 
 
-def defaults_of(name: str) -> tuple[float | None, ...]:
-    """The default alpha and beta of an activation, as many as it has."""
+def get_defaults(name: str) -> tuple[float | None, ...]:
+    """The default parameters of an activation: none, alpha, or alpha and beta."""
     if name not in _FUNCTIONS:
         raise ValueError(f"activation is {name!r}, expected one of {sorted(_FUNCTIONS)}")
     return _FUNCTIONS[name][1]
@@ -43,16 +43,19 @@ def defaults_of(name: str) -> tuple[float | None, ...]:
 
 @dataclass(frozen=True)
 class OnnxActivation:
-    """An activation by ONNX's name, with its alpha and beta in `parameters` where it has any.
+    """An activation of ONNX, usable as the activation of `jaxrnn.vanilla_rnn`.
 
-    It can be called, and is an activation for `vanilla_rnn`. ONNX keeps parameters in float32.
+    ONNX stores its parameters in float32.
     """
 
     name: str
+    """ONNX's name."""
+
     parameters: tuple[float | None, ...] = ()
+    """alpha and beta, as far as the activation has them; defaults are filled in."""
 
     def __post_init__(self) -> None:
-        defaults = defaults_of(self.name)
+        defaults = get_defaults(self.name)
         filled = (*self.parameters, *defaults[len(self.parameters) :])
         if len(filled) != len(defaults) or None in filled:
             raise ValueError(
@@ -62,7 +65,7 @@ class OnnxActivation:
         object.__setattr__(self, "parameters", tuple(float(np.float32(one)) for one in filled))
 
     def __call__(self, x: Array) -> Array:
-        """The activation of `x`, elementwise."""
+        """Apply the activation elementwise."""
         return _FUNCTIONS[self.name][0](x, *self.parameters)
 
 
@@ -79,30 +82,30 @@ _IN_JAX: dict[Activation, OnnxActivation] = {
 }
 
 
-def in_jax(activation: OnnxActivation) -> Activation:
-    """JAX's own function where there is one, whose derivative jaxrnn may know, else as it is."""
-    return next((f for f, named in _IN_JAX.items() if named == activation), activation)
+def to_jax(activation: OnnxActivation) -> Activation:
+    """The equivalent function of JAX, whose slope jaxrnn may know, or else `activation` itself."""
+    return next((function for function, one in _IN_JAX.items() if one == activation), activation)
 
 
-def in_onnx(activation: Any) -> OnnxActivation:
-    """What `to_onnx` takes for an activation: ONNX's name, JAX's name or function, or itself."""
+def parse_activation(activation: Any) -> OnnxActivation:
+    """Convert an activation given to `to_onnx`: a name of ONNX or JAX, or a function."""
     if isinstance(activation, OnnxActivation):
         return activation
     if isinstance(activation, str) and activation in _FUNCTIONS:
         return OnnxActivation(activation)
-    in_jax_s_words = {getattr(f, "__name__", None): named for f, named in _IN_JAX.items()}
-    if isinstance(activation, str) and activation in in_jax_s_words:
-        return in_jax_s_words[activation]
+    by_jax_name = {getattr(function, "__name__", None): one for function, one in _IN_JAX.items()}
+    if isinstance(activation, str) and activation in by_jax_name:
+        return by_jax_name[activation]
     if callable(activation) and activation in _IN_JAX:
         return _IN_JAX[activation]
     raise ValueError(
         f"activation is {activation!r}, expected one of {sorted(_FUNCTIONS)}, an OnnxActivation, "
-        "or a function of jax.numpy or jax.nn that is one of them"
+        "or the equivalent function of jax.numpy or jax.nn"
     )
 
 
 def to_attributes(activations: Sequence[OnnxActivation]) -> dict[str, Any]:
-    """The attributes of an RNN operator, one activation a direction."""
+    """The attributes of an RNN operator with one activation per direction."""
     columns = [
         [one.parameters[column] for one in activations if len(one.parameters) > column]
         for column in range(2)
@@ -114,19 +117,18 @@ def to_attributes(activations: Sequence[OnnxActivation]) -> dict[str, Any]:
 
 
 def from_attributes(attributes: dict[str, Any], count: int) -> tuple[OnnxActivation, ...]:
-    """The activations of `count` directions. Those that take an alpha or a beta take the next."""
+    """The activations of `count` directions, each consuming its alpha and beta from the lists."""
     names = attributes.get("activations", ["Tanh"] * count)
     if len(names) != count:
-        raise ValueError(f"activations are {names}, expected {count}, one a direction")
-    left = [list(attributes.get(f"activation_{one}", ())) for one in ("alpha", "beta")]
-    found = []
+        raise ValueError(f"activations are {names}, expected {count}, one per direction")
+    unused = [list(attributes.get(f"activation_{one}", ())) for one in ("alpha", "beta")]
+    activations = []
     for name in names:
-        defaults = defaults_of(name)
-        taken = [
+        parameters = [
             values.pop(0) if values else default
-            for values, default in zip(left, defaults, strict=False)
+            for values, default in zip(unused, get_defaults(name), strict=False)
         ]
-        found.append(OnnxActivation(name, tuple(taken)))
-    if any(left):
-        raise ValueError(f"activation_alpha or activation_beta leaves {left} over for {names}")
-    return tuple(found)
+        activations.append(OnnxActivation(name, tuple(parameters)))
+    if any(unused):
+        raise ValueError(f"activation_alpha or activation_beta has unused values {unused}: {names}")
+    return tuple(activations)

@@ -1,4 +1,4 @@
-"""An ONNX model as what an importer asks of it: nodes, weights, and the values of its tensors."""
+"""Queries on an ONNX model: its nodes, their attributes, and the values of its tensors."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrnn.interop.onnx.activations import OnnxActivation, from_attributes, in_jax
 from jaxrnn.params import RNNParams
+from jaxrnn.interop.onnx.activations import OnnxActivation, from_attributes, to_jax
 from jaxrnn.recurrence import unroll
 
-MOVES = ("Cast", "Gather", "Identity", "Mul", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
-"""Operators that carry their first input on; `Where` carries its second."""
+PASS_THROUGH = ("Cast", "Gather", "Identity", "Mul", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
+"""Operators through which a chain of layers passes by the first input; by the second in `Where`."""
 
-_EVALUATED = {*MOVES, "Add", "And", "Concat", "Constant", "ConstantOfShape", "Div", "Equal"}
-_EVALUATED |= {"Expand", "Gemm", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "MatMul"}
-_EVALUATED |= {"Not", "RNN", "Range", "Shape", "Size", "Slice", "Split", "Sub", "Tile", "Where"}
-"""These, and those from which shapes, masks and initial states are computed."""
+_SUPPORTED = {*PASS_THROUGH, "Add", "And", "Concat", "Constant", "ConstantOfShape", "Div", "Equal"}
+_SUPPORTED |= {"Expand", "Gemm", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "MatMul"}
+_SUPPORTED |= {"Not", "RNN", "Range", "Shape", "Size", "Slice", "Split", "Sub", "Tile", "Where"}
+"""Operators of layers, and those that compute shapes, masks and initial states."""
 
 
 class Graph(NamedTuple):
-    """A valid model: its initializers, its inputs without those, its outputs, its nodes in order,
-    and for each tensor that a node makes the position of that node."""
+    """An indexed valid model. `inputs` excludes initializers; `producers` maps each computed tensor
+    to the position of its node."""
 
     onnx: Any
     opsets: Any
@@ -32,21 +32,21 @@ class Graph(NamedTuple):
     inputs: dict[str, Any]
     outputs: list[str]
     nodes: list[Any]
-    makers: dict[str, int]
+    producers: dict[str, int]
 
 
-class Operator(NamedTuple):
-    """What an RNN node's attributes say."""
+class RNNOperator(NamedTuple):
+    """The attributes of an RNN node."""
 
     directions: int
-    backwards: bool
+    reverse: bool
     activations: tuple[OnnxActivation, ...]
     hidden_size: int | None
     batch_major: bool
 
 
 class Sources(NamedTuple):
-    """What a tensor is computed from."""
+    """The positions of the nodes, and the inputs and weights, that tensors depend on."""
 
     nodes: set[int]
     inputs: set[str]
@@ -68,113 +68,113 @@ def read_graph(onnx: Any, model: Any) -> Graph:
     )
 
 
-def named(node: Any) -> str:
-    """A node as messages call it; one without a name goes by its first output."""
+def label(node: Any) -> str:
+    """A node as messages refer to it: by its name, or else its first output."""
     return f"the {node.op_type} node {node.name or node.output[0]!r}"
 
 
-def attributes_of(graph: Graph, node: Any) -> dict[str, Any]:
-    """A node's attributes, text decoded."""
+def read_attributes(graph: Graph, node: Any) -> dict[str, Any]:
+    """A node's attributes, with text decoded."""
 
-    def decoded(value: Any) -> Any:
+    def decode(value: Any) -> Any:
         if isinstance(value, list):
-            return [decoded(one) for one in value]
+            return [decode(one) for one in value]
         return value.decode() if isinstance(value, bytes) else value
 
     read = graph.onnx.helper.get_attribute_value
-    return {one.name: decoded(read(one)) for one in node.attribute}
+    return {one.name: decode(read(one)) for one in node.attribute}
 
 
-def operator_of(graph: Graph, node: Any) -> Operator:
-    """An RNN node's attributes; clip is refused."""
-    attributes = attributes_of(graph, node)
+def read_operator(graph: Graph, node: Any) -> RNNOperator:
+    """The attributes of an RNN node; `clip` is rejected."""
+    attributes = read_attributes(graph, node)
     if "clip" in attributes:
         raise ValueError(
-            f"{named(node)} has clip {attributes['clip']}, expected none: no layer here bounds "
-            "what goes into its activation"
+            f"{label(node)} has clip {attributes['clip']}, expected none: layers here do "
+            "not clip the input of their activation"
         )
     direction = attributes.get("direction", "forward")
     if direction not in ("forward", "reverse", "bidirectional"):
         raise ValueError(
-            f"{named(node)} has direction {direction!r}, expected forward, reverse or bidirectional"
+            f"{label(node)} has direction {direction!r}, expected forward, reverse or bidirectional"
         )
     count = 2 if direction == "bidirectional" else 1
     try:
         activations = from_attributes(attributes, count)
     except ValueError as error:
-        raise ValueError(f"{named(node)}: {error}") from error
+        raise ValueError(f"{label(node)}: {error}") from error
     layout = attributes.get("layout", 0)
     if layout not in (0, 1):
-        raise ValueError(f"{named(node)} has layout {layout}, expected 0 or 1")
-    backwards = direction == "reverse"
-    return Operator(count, backwards, activations, attributes.get("hidden_size"), layout == 1)
+        raise ValueError(f"{label(node)} has layout {layout}, expected 0 or 1")
+    hidden_size = attributes.get("hidden_size")
+    return RNNOperator(count, direction == "reverse", activations, hidden_size, layout == 1)
 
 
-def sources_of(graph: Graph, names: Iterable[str]) -> Sources:
-    """All that some tensors are computed from, themselves included."""
-    found, left = Sources(set(), set(), set()), list(names)
-    while left:
-        name = left.pop()
+def find_sources(graph: Graph, names: Iterable[str]) -> Sources:
+    """Everything that the tensors depend on, including themselves."""
+    found, pending = Sources(set(), set(), set()), list(names)
+    while pending:
+        name = pending.pop()
         if name in graph.inputs:
             found.inputs.add(name)
         elif name in graph.weights:
             found.weights.add(name)
-        elif name in graph.makers and graph.makers[name] not in found.nodes:
-            found.nodes.add(graph.makers[name])
-            left.extend(one for one in graph.nodes[graph.makers[name]].input if one)
+        elif name in graph.producers and graph.producers[name] not in found.nodes:
+            found.nodes.add(graph.producers[name])
+            pending.extend(one for one in graph.nodes[graph.producers[name]].input if one)
     return found
 
 
 def is_constant(graph: Graph, name: str) -> bool:
-    """Whether a tensor is the same for all of the model's inputs."""
-    return not sources_of(graph, [name]).inputs
+    """Whether a tensor does not depend on the model's inputs."""
+    return not find_sources(graph, [name]).inputs
 
 
 def check_operators(graph: Graph, names: Iterable[str]) -> None:
-    """Refuse to evaluate what an importer does not expect before some tensors."""
-    for index in sorted(sources_of(graph, names).nodes):
+    """Reject tensors that depend on unsupported operators."""
+    for index in sorted(find_sources(graph, names).nodes):
         node = graph.nodes[index]
-        if node.op_type not in _EVALUATED or node.domain not in ("", "ai.onnx"):
+        if node.op_type not in _SUPPORTED or node.domain not in ("", "ai.onnx"):
             raise ValueError(
-                f"{named(node)} has a part in the outputs, expected operators among "
-                f"{sorted(_EVALUATED)}"
+                f"{label(node)} contributes to the outputs, expected operators among "
+                f"{sorted(_SUPPORTED)}"
             )
 
 
-def constant(graph: Graph, node: Any, name: str) -> np.ndarray:
-    """The value of a node's input that does not depend on the model's inputs."""
-    inputs = sources_of(graph, [name]).inputs
+def evaluate_constant(graph: Graph, node: Any, name: str) -> np.ndarray:
+    """The value of an input of a node; it must not depend on the model's inputs."""
+    inputs = find_sources(graph, [name]).inputs
     if inputs:
         raise ValueError(
-            f"{named(node)}: {name!r} is computed from {sorted(inputs)}, expected weights"
+            f"{label(node)}: {name!r} is computed from {sorted(inputs)}, expected weights"
         )
     check_operators(graph, [name])
     try:
         return np.asarray(evaluate(graph, [name], {})[name])
-    except Exception as error:  # whatever a graph of wrong shapes runs into
-        raise ValueError(f"{named(node)}: {name!r} cannot be computed: {error}") from error
+    except Exception as error:  # an inconsistent graph can raise anything
+        raise ValueError(f"{label(node)}: {name!r} cannot be computed: {error}") from error
 
 
 def evaluate(
     graph: Graph, names: list[str], feeds: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """The values of some tensors, by ONNX's reference evaluator with `jaxrnn.unroll` for RNN."""
-    onnx, needed = graph.onnx, sources_of(graph, names)
-    part = onnx.helper.make_graph(
+    """The values of tensors, by ONNX's reference evaluator with `jaxrnn.unroll` as RNN."""
+    onnx, needed = graph.onnx, find_sources(graph, names)
+    subgraph = onnx.helper.make_graph(
         [graph.nodes[index] for index in sorted(needed.nodes)],
-        "part",
+        "subgraph",
         [graph.inputs[name] for name in needed.inputs],
         [onnx.helper.make_empty_tensor_value_info(name) for name in names],
         [graph.weights[name] for name in needed.weights],
     )
-    model = onnx.helper.make_model(part, opset_imports=graph.opsets)
+    model = onnx.helper.make_model(subgraph, opset_imports=graph.opsets)
     reference = importlib.import_module("onnx.reference")
     evaluator = reference.ReferenceEvaluator(model, new_ops=[_rnn_operator(graph)])
     return dict(zip(names, evaluator.run(None, dict(feeds)), strict=True))
 
 
 def _rnn_operator(graph: Graph) -> Any:
-    """The RNN operator, for the reference evaluator."""
+    """The RNN operator for the reference evaluator."""
 
     def run(
         self: Any,
@@ -187,7 +187,7 @@ def _rnn_operator(graph: Graph) -> Any:
         **attributes: Any,
     ) -> tuple[Any, Any]:
         del attributes
-        operator = operator_of(graph, self.onnx_node)
+        operator = read_operator(graph, self.onnx_node)
         if operator.batch_major:
             x, initial = x.swapaxes(0, 1), None if initial is None else initial.swapaxes(0, 1)
         mask = None if lengths is None else np.arange(len(x))[:, None] < lengths[None]
@@ -198,9 +198,9 @@ def _rnn_operator(graph: Graph) -> Any:
                 RNNParams(jnp.asarray(w[index]), jnp.asarray(r[index]), bias),
                 None if initial is None else initial[index],
                 x,
-                activation=in_jax(activation),
+                activation=to_jax(activation),
                 mask=mask,
-                reverse=operator.backwards or index == 1,
+                reverse=operator.reverse or index == 1,
             )
             finals.append(final)
             outputs.append(ys)

@@ -1,4 +1,4 @@
-"""One vanilla or dense layer out of, or into, a flat mapping of named tensors."""
+"""Reading layers from flat mappings of named tensors, and writing them."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrnn._types import Array, Params, Shape
-from jaxrnn.interop._networks import Part, Recurrent, params_of, parts_of, take
+from jaxrnn.params import RNNParams
+from jaxrnn.interop._networks import LayerParams, RecurrentParams, as_param, join_stack, split_stack
 from jaxrnn.layers.pointwise import DenseParams
 from jaxrnn.params import RNNParams
 
 Weights = dict[str, Any]
-"""Tensors by their paths; the readers take out what they have read."""
+"""Tensors by path; the readers remove what they have read."""
 
 _GATED = {3: "a GRU", 4: "an LSTM"}
 
 
 def flatten(name: str, tree: Any, *, skip: str | None = None) -> Weights:
-    """The leaves of nested mappings by their paths, "a/b/c"; what is under a key `skip` is not."""
+    """The leaves of nested mappings by path, "a/b/c", except those under the key `skip`."""
     if not isinstance(tree, Mapping):
         raise TypeError(f"{name} is a {type(tree).__name__}, expected a mapping of arrays")
     weights = dict(_leaves("", tree, skip))
@@ -39,9 +40,9 @@ def _leaves(path: str, tree: Any, skip: str | None) -> Iterator[tuple[str, Any]]
         yield path, tree
 
 
-def join(*parts: Any) -> str:
-    """A path of its parts; that of a module without a name is empty."""
-    return "/".join(str(part) for part in parts if part != "")
+def join(*components: Any) -> str:
+    """A path from its components; empty ones, of modules without a name, are dropped."""
+    return "/".join(str(component) for component in components if component != "")
 
 
 def read_vanilla(
@@ -53,13 +54,13 @@ def read_vanilla(
     shape: Shape | None = None,
     transposed: bool = True,
 ) -> RNNParams:
-    """Take a vanilla layer out of `weights`; its biases are summed.
+    """Remove a vanilla layer from `weights` and return it; its biases are summed.
 
-    `shape` is what w_ih [H, D] must have, where that is known; `transposed` says that the matrices
-    are stored the other way round, [D, H].
+    `shape` is the shape that w_ih [H, D] must have, if it is known. `transposed` means that the
+    matrices are stored as [D, H].
     """
     recurrent = _read_matrix(weights, w_hh, transposed)
-    _refuse_gates(w_hh, recurrent.shape)
+    _check_not_gated(w_hh, recurrent.shape)
     units = recurrent.shape[0] if shape is None else shape[0]
     _check_matrix(w_hh, recurrent, (units, units), transposed)
     matrix = _read_matrix(weights, w_ih, transposed)
@@ -70,13 +71,15 @@ def read_vanilla(
 
 
 def read_dense(weights: Weights, w: str, b: str, *, transposed: bool = True) -> DenseParams:
-    """Take a dense layer, with a bias or without one, out of `weights`."""
+    """Remove a dense layer, with or without a bias, from `weights` and return it."""
     matrix = _read_matrix(weights, w, transposed)
     return DenseParams(matrix, _pop(weights, b, matrix.shape[:1]) if b in weights else None)
 
 
 def _pop(weights: Weights, name: str, shape: Shape | None = None) -> Array:
-    array = take(weights, name, shape)
+    if name not in weights:
+        raise ValueError(f"there is no {name!r}, expected it among {sorted(weights)}")
+    array = as_param(repr(name), weights[name], shape)
     del weights[name]
     return array
 
@@ -96,7 +99,7 @@ def _check_matrix(name: str, matrix: Array, expected: Shape, transposed: bool) -
         )
 
 
-def _refuse_gates(name: str, shape: Shape) -> None:
+def _check_not_gated(name: str, shape: Shape) -> None:
     for gates, network in _GATED.items():
         if shape[0] == gates * shape[1] > 0:
             raise ValueError(
@@ -105,45 +108,47 @@ def _refuse_gates(name: str, shape: Shape) -> None:
             )
 
 
-def both(name: str, forward: RNNParams, backward: RNNParams) -> Recurrent:
-    """A bidirectional layer."""
+def make_bidirectional(name: str, forward: RNNParams, backward: RNNParams) -> RecurrentParams:
+    """The parameters of a bidirectional layer, checked."""
     sizes = [one.w_ih.shape[1] for one in (forward, backward)]
     if sizes[0] != sizes[1]:
         raise ValueError(
             f"the directions of {name} have {sizes[0]} and {sizes[1]} inputs, "
             "expected equal numbers"
         )
-    return Recurrent((forward, backward))
+    return RecurrentParams((forward, backward))
 
 
-def refuse_rest(weights: Weights, known: str) -> None:
-    """Refuse tensors that no layer has taken."""
+def check_all_read(weights: Weights, known: str) -> None:
+    """Reject tensors that belong to no layer."""
     if weights:
         raise ValueError(f"unknown tensors {sorted(weights)}, expected only those of {known}")
 
 
-def stack_of(parts: list[Part]) -> tuple[Params, ...]:
-    """Parameters of a stack, once the layers are seen to fit together."""
-    params = params_of(parts)
-    parts_of(params)
+def make_stack(parts: list[LayerParams]) -> tuple[Params, ...]:
+    """A stack's parameters, after checking that the layers' sizes match."""
+    params = join_stack(parts)
+    split_stack(params)
     return params
 
 
-def put(weights: Weights, name: str, array: Array | np.ndarray, *, transposed: bool = True) -> None:
-    """Write a copy of a parameter, in C order."""
+def write_tensor(
+    weights: Weights, name: str, array: Array | np.ndarray, *, transposed: bool = True
+) -> None:
+    """Add a copy of a parameter, in C order, to `weights`."""
     if name in weights:
-        raise ValueError(f"names give {name!r} twice, expected different names")
+        raise ValueError(f"names gives {name!r} twice, expected distinct names")
     stored = np.asarray(array)
     weights[name] = np.array(stored.T if transposed else stored, order="C")
 
 
 def no_bias(params: RNNParams) -> np.ndarray:
-    """A bias [H] that changes no bit of what it is added to: -0.0 keeps the sign of a zero."""
+    """A bias [H] that changes no bit of its summand: adding -0.0 preserves the sign of zeros."""
     return np.full(params.w_hh.shape[:1], -0.0, params.w_hh.dtype)
 
 
 def check_names(names: Any, expected: Sequence[str]) -> Sequence[Any]:
-    """Refuse what is not a list of names, one for each that is `expected`."""
+    """Reject anything but a list of names, one for each of the `expected` ones."""
     if isinstance(names, str) or not isinstance(names, Sequence):
         raise TypeError(f"names is {names!r:.60}, expected a list of names")
     if len(names) != len(expected):

@@ -1,0 +1,24 @@
+"""The gate runs every comparison with another framework: there a missing one is an error."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.peers import import_peer
+
+GATE = Path(__file__).parents[2] / ".ci" / "run"
+
+
+def test_a_missing_peer_skips_a_test_unless_peers_are_required(monkeypatch):
+    monkeypatch.delenv("JAXRNN_REQUIRE_PEERS", raising=False)
+    with pytest.raises(pytest.skip.Exception, match="no_such_peer is not installed"):
+        import_peer("no_such_peer.module")
+    monkeypatch.setenv("JAXRNN_REQUIRE_PEERS", "1")
+    with pytest.raises(pytest.fail.Exception, match="no_such_peer is not installed"):
+        import_peer("no_such_peer.module")
+    assert import_peer("json.decoder").JSONDecoder
+
+
+def test_the_last_command_of_the_gate_requires_peers():
+    last = GATE.read_text(encoding="utf-8").splitlines()[-1]
+    assert last.startswith("JAXRNN_REQUIRE_PEERS=1 .venv/bin/pytest tests/interop ")
