@@ -1,5 +1,7 @@
 """Fixed and slow points of a network under constant input."""
 
+# Without `from __future__ import annotations`, for which pdoc cannot show the fields of NamedTuples
+# (https://github.com/mitmproxy/pdoc/issues/765).
 from typing import Any, NamedTuple
 
 import jax

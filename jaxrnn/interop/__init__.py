@@ -58,3 +58,5 @@ computed in the form that is fast on the platform it was traced on; its results 
 everywhere. Programs can be run by later versions of JAX for at least six months (documentation of
 ``jax.export``).
 """
+
+__all__ = ["flax", "haiku", "keras", "onnx", "safetensors", "torch"]
