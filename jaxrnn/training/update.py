@@ -30,7 +30,7 @@ class TrainState(NamedTuple):
 
     step: Array
     params: Params
-    opt_state: optax.OptState
+    opt_state: Any
     key: Key
     carry: Any = None
 
