@@ -71,5 +71,5 @@ def test_every_public_name_appears_in_the_reference(reference, module):
 
 @pytest.mark.parametrize("module", MODULES)
 def test_no_formula_is_rendered_as_emphasis(reference, module):
-    """Markdown reads the stars in "[*B] ... [*B]" as emphasis."""
+    """Markdown reads "2 *a and b* c" as emphasis."""
     assert re.findall(r"<em>.*?</em>", read_page(reference[0], module), re.DOTALL) == []

@@ -50,7 +50,7 @@ def gradient_norms_by_lag(
     xs: Array,
     loss_fn: Callable[[State, Array], Array] | None = None,
 ) -> Array:
-    """Natural logarithms of the gradient norms with respect to the states before the last.
+    """The norm of the gradient with respect to every earlier state, as a natural logarithm.
 
     Entry k belongs to lag k, the state h_{T-k}; entry T to the state before the first step.
 
@@ -64,7 +64,7 @@ def gradient_norms_by_lag(
 
     The result is differentiable, with respect to params and xs too; where it is -inf its derivative
     is 0. For a loss of the last state alone and finite norms, it yields the regulariser of Pascanu,
-    Mikolov & Bengio 2013, "On the difficulty of training recurrent neural networks", equation 9::
+    Mikolov & Bengio 2013, "On the difficulty of training recurrent neural networks", equation 9:
 
         logs = gradient_norms_by_lag(layer, params, None, xs, loss_fn)
         penalty = jnp.sum((jnp.exp(logs[1:] - logs[:-1]) - 1) ** 2)

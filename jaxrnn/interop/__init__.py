@@ -5,7 +5,7 @@
 A trained network `rnn` with its `params` can also be exported as programs that need only JAX to
 run (and flatbuffers, from the extra `interop`): neither this library nor your own code. Below,
 ``stream`` processes one step and ``whole`` a batch of ragged sequences. The parameters are
-embedded; batch size and number of steps are free (at least 1)::
+embedded; batch size and number of steps are free (at least 1):
 
     import jax
     import jax.numpy as jnp
@@ -38,7 +38,7 @@ embedded; batch size and number of steps are free (at least 1)::
         program = export.export(jax.jit(function), platforms=["cpu", "cuda", "tpu"])(*shapes)
         (folder / f"{name}.jaxexport").write_bytes(program.serialize())
 
-To run them, given `folder` and `xs` [T, B, D]::
+To run them, given `folder` and `xs` [T, B, D]:
 
     from jax import export
 

@@ -23,7 +23,7 @@ import_peer("flatbuffers")  # of the extra `interop`
 
 WRITE, READ = (
     textwrap.dedent(block)
-    for block in re.findall(r"::\n\n(.*?)(?=\n\S|\Z)", jaxrnn.interop.__doc__, re.DOTALL)
+    for block in re.findall(r":\n\n(    .*?)(?=\n\S|\Z)", jaxrnn.interop.__doc__, re.DOTALL)
 )
 
 FRESH = """
