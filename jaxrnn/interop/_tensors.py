@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrnn._types import Array, Params, Shape
-from jaxrnn.params import RNNParams
 from jaxrnn.interop._networks import LayerParams, RecurrentParams, as_param, join_stack, split_stack
 from jaxrnn.layers.pointwise import DenseParams
 from jaxrnn.params import RNNParams

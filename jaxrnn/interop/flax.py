@@ -18,7 +18,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from jaxrnn._types import Params
-from jaxrnn.params import RNNParams
 from jaxrnn.interop._networks import LayerParams, RecurrentParams, check_no_h0, split_stack
 from jaxrnn.interop._ordering import FoundLayer, sort_layers
 from jaxrnn.interop._tensors import (

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 
 from jaxrnn._types import Params
-from jaxrnn.params import RNNParams
 from jaxrnn.interop._networks import LayerParams, RecurrentParams, check_no_h0, split_stack
 from jaxrnn.interop._tensors import (
     Weights,

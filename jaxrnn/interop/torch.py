@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 
 from jaxrnn._types import Params, Shape
-from jaxrnn.params import RNNParams
 from jaxrnn.interop._networks import (
     LayerParams,
     RecurrentParams,

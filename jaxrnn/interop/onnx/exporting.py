@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxrnn.params import RNNParams
 from jaxrnn.interop._networks import LayerParams, RecurrentParams, get_sizes
 from jaxrnn.interop.onnx.activations import to_attributes
 from jaxrnn.interop.onnx.layer_specs import LayerSpec
 from jaxrnn.layers.pointwise import DenseParams
+from jaxrnn.params import RNNParams
 
 
 class ExportOptions(NamedTuple):

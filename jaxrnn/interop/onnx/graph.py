@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrnn.params import RNNParams
 from jaxrnn.interop.onnx.activations import OnnxActivation, from_attributes, to_jax
+from jaxrnn.params import RNNParams
 from jaxrnn.recurrence import unroll
 
 PASS_THROUGH = ("Cast", "Gather", "Identity", "Mul", "Reshape", "Squeeze", "Transpose", "Unsqueeze")

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrnn._types import Array, Params
-from jaxrnn.params import RNNParams
 from jaxrnn.interop._networks import RecurrentParams, as_param, get_sizes
 from jaxrnn.interop.onnx.comparison import agree, draw_inputs
 from jaxrnn.interop.onnx.graph import (
