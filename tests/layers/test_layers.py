@@ -1,4 +1,4 @@
-"""One suite of properties, run for every layer."""
+"""The contract: one suite of properties, run for every layer of the registry."""
 
 import functools
 import itertools
@@ -10,90 +10,14 @@ import pytest
 
 import jaxrnn
 from tests.support.checks import assert_close, assert_identical, draw_marks, random_like
+from tests.support.layer_registry import TOKENS, D, layer_calls, layer_functions
 
-T, B, D = 9, 4, 3
-TOKENS = 5
-
-
-def gru(input_size, units, dtype=jnp.float64):
-    """Cho et al. 2014, equations 5 to 8: a layer of another step."""
-
-    def init(key):
-        keys = jax.random.split(key, 3)
-        w = jax.random.normal(keys[0], (3, units, input_size), dtype) / input_size**0.5
-        u = jax.random.normal(keys[1], (3, units, units), dtype) / units**0.5
-        return {"w": w, "u": u, "b": jax.random.normal(keys[2], (3, units), dtype)}
-
-    def initial_state(params, batch_shape=()):
-        return jnp.zeros((*batch_shape, units), params["w"].dtype)
-
-    def step(params, h, x):
-        x = x.astype(h.dtype)
-        zx = jnp.einsum("...d,ghd->g...h", x, params["w"])
-        zx = zx + params["b"].reshape((3,) + (1,) * (x.ndim - 1) + (units,))
-        r, z = (jax.nn.sigmoid(zx[g] + h @ params["u"][g].T) for g in (0, 1))
-        candidate = jnp.tanh(zx[2] + (r * h) @ params["u"][2].T)
-        h = z * h + (1 - z) * candidate
-        return h, h
-
-    return jaxrnn.scanned(input_size, units, init, initial_state, step)
-
-
-def counter(size):
-    """A layer whose state is a pytree: steps seen (int32 [*B]) and a running sum [*B, size]."""
-
-    def initial_state(params, batch_shape=()):
-        return {"seen": jnp.zeros(batch_shape, jnp.int32), "sum": jnp.zeros((*batch_shape, size))}
-
-    def step(params, state, x):
-        seen, total = state["seen"] + 1, state["sum"] + params * x
-        return {"seen": seen, "sum": total}, total / seen[..., None].astype(total.dtype)
-
-    return jaxrnn.scanned(size, size, lambda key: jnp.ones((), jnp.float64), initial_state, step)
-
-
-def layers(dtype=jnp.float64):
-    def rnn(inputs, units, **options):
-        return jaxrnn.vanilla_rnn(inputs, units, dtype=dtype, **options)
-
-    def dense(inputs, outputs):
-        return jaxrnn.dense(inputs, outputs, dtype=dtype)
-
-    deep = jaxrnn.stack(rnn(D, 5), rnn(5, 2, activation=jax.nn.relu), dense(2, 3))
-    return {
-        "vanilla": rnn(D, 4),
-        "vanilla with learned state": rnn(D, 4, learn_h0=True),
-        "vanilla without bias": rnn(D, 4, use_bias=False, activation=jax.nn.silu),
-        "vanilla in chunks": rnn(D, 4, chunk_size=2, remat=True),
-        "dense": dense(D, 2),
-        "dense without bias": jaxrnn.dense(D, 2, use_bias=False, dtype=dtype),
-        "embedding": jaxrnn.embedding(TOKENS, 2, dtype=dtype),
-        "dropout": jaxrnn.dropout(D, 0.4),
-        "dropout shared over time": jaxrnn.dropout(D, 0.4, shared_over_time=True),
-        "gru": gru(D, 4, dtype),
-        "stack": deep,
-        "stack of stacks": jaxrnn.stack(deep, jaxrnn.stack(rnn(3, 2)), dense(2, 2)),
-        "stack on embedding": jaxrnn.stack(
-            jaxrnn.embedding(TOKENS, 3, dtype=dtype), rnn(3, 4, learn_h0=True)
-        ),
-        "residual": jaxrnn.residual(rnn(D, D)),
-        "bidirectional": jaxrnn.bidirectional(rnn(D, 4), rnn(D, 2, learn_h0=True)),
-        "bidirectional stack": jaxrnn.stack(
-            jaxrnn.bidirectional(deep, gru(D, 2, dtype)), dense(5, 2)
-        ),
-        "chunked": jaxrnn.chunked(rnn(D, 4, learn_h0=True), 4),
-        "chunked network": jaxrnn.chunked(deep, 2, remat=True),
-        "chunked, truncated": jaxrnn.chunked(gru(D, 4, dtype), 4, stop_gradient=True),
-        "chunked dropout": jaxrnn.chunked(
-            jaxrnn.stack(jaxrnn.dropout(D, 0.4, shared_over_time=True), rnn(D, 2)), 4
-        ),
-        **({"counter": counter(D)} if dtype == jnp.float64 else {}),
-    }
-
-
-LAYERS = layers()
+T, B = 9, 4
+CALLS = layer_calls()
+LAYERS = {name: call() for name, call in CALLS.items()}
 CAUSAL = [name for name, layer in LAYERS.items() if layer.causal]
-CHUNKABLE = [name for name in CAUSAL if not name.startswith("chunked")]
+CHUNKABLE = [name for name in CAUSAL if CALLS[name].func is not jaxrnn.chunked]
+WITH_PARAMS = [name for name in LAYERS if CALLS[name].func is not jaxrnn.dropout]
 
 
 def draw_inputs(layer, key, shape, dtype=jnp.float64):
@@ -117,13 +41,17 @@ def draw(name, key, shape=(T, B)):
     return layer, params, state, draw_inputs(layer, keys[3], shape), mask, resets
 
 
-def test_the_suite_covers_every_way_to_make_a_layer():
-    makers = {"vanilla_rnn", "scanned", "dense", "embedding", "dropout"} | {
-        "stack", "bidirectional", "residual", "chunked",
-    }  # fmt: skip
-    public = {n for n in jaxrnn.__all__ if getattr(jaxrnn, n) in vars(jaxrnn).values()}
-    assert makers <= public
-    assert len(CAUSAL) >= 17
+def test_every_public_function_that_returns_a_layer_has_an_entry_in_the_registry():
+    assert layer_functions() == {call.func for call in CALLS.values()}
+
+
+def test_a_new_function_that_returns_a_layer_is_found(monkeypatch):
+    def reversed_in_time(layer: jaxrnn.Layer) -> jaxrnn.Layer:
+        return layer
+
+    reversed_in_time.__module__ = "jaxrnn.layers.combinators"
+    monkeypatch.setattr(f"{reversed_in_time.__module__}.new", reversed_in_time, raising=False)
+    assert reversed_in_time in layer_functions()
 
 
 @pytest.mark.parametrize("name", CAUSAL)
@@ -141,15 +69,15 @@ def test_stepping_equals_unrolling(key, name):
 @pytest.mark.parametrize(("cuts", "reverse"), [((1,), False), ((0, 4, T), True), ((2, 3), False)])
 def test_unrolling_in_pieces_equals_unrolling_at_once(key, name, reverse, cuts):
     layer, params, state, xs, mask, resets = draw(name, key)
-    if reverse:  # a piece is not told of a mark that stands in the piece after it
+    if reverse:  # a piece cannot see a reset at the first step of the piece after it
         resets = jnp.zeros_like(resets)
     unroll = jax.jit(functools.partial(layer.unroll, reverse=reverse))
     last, ys = unroll(params, state, xs, mask=mask, resets=resets)
     bounds = list(zip((0, *cuts), (*cuts, T), strict=True))
     outputs = []
     for low, high in reversed(bounds) if reverse else bounds:
-        marks = {"mask": mask[low:high], "resets": resets[low:high]}
-        state, piece = unroll(params, state, xs[low:high], **marks)
+        options = {"mask": mask[low:high], "resets": resets[low:high]}
+        state, piece = unroll(params, state, xs[low:high], **options)
         outputs.append(piece)
     outputs = outputs[::-1] if reverse else outputs
     assert_close((state, jnp.concatenate(outputs)), (last, ys), length=T * 8)
@@ -200,18 +128,20 @@ def test_what_stands_in_masked_inputs_changes_no_bit_of_values_or_gradients(key,
     layer, params, state, xs, mask, resets = draw(name, key)
     poisons = (-7, TOKENS, 10**9) if takes_tokens(layer) else (np.nan, np.inf, 1e30)
 
+    @jax.jit
     def run(params, state, xs):
-        def outputs(params):
+        def outputs(params, state, xs):
             return layer.unroll(params, state, xs, mask=mask, resets=resets, reverse=reverse)
 
-        out, pull = jax.vjp(outputs, params)
-        return out, pull(jax.tree.map(cotangent, out))
+        out, pull = jax.vjp(outputs, params, state, xs)
+        gradients = jax.tree.leaves(pull(jax.tree.map(cotangent, out)))
+        return out, [g for g in gradients if g.dtype != jax.dtypes.float0]
 
     def cotangent(leaf):
-        kind = leaf.dtype if jnp.issubdtype(leaf.dtype, jnp.floating) else jax.dtypes.float0
-        return np.ones(leaf.shape, kind) if kind == jax.dtypes.float0 else jnp.cos(leaf)
+        if jnp.issubdtype(leaf.dtype, jnp.floating):
+            return jnp.cos(leaf)
+        return np.ones(leaf.shape, jax.dtypes.float0)
 
-    run = jax.jit(run)
     keep = mask.reshape(mask.shape + (1,) * (xs.ndim - 2))
     clean = run(params, state, jnp.where(keep, xs, jnp.zeros_like(xs)))
     for poison in poisons:
@@ -234,10 +164,9 @@ def test_a_sequence_of_length_zero_keeps_the_state_it_was_given(key, name):
 @pytest.mark.parametrize("shape", [(0, B), (T, 0), (1,), (0,)])
 def test_no_steps_no_sequences_and_one_step_work(key, name, shape):
     layer, params, state, xs, mask, resets = draw(name, key, shape)
-    for marks in ({}, {"mask": mask, "resets": resets, "reverse": True}):
-        last, ys = jax.jit(functools.partial(layer.unroll, reverse=marks.pop("reverse", False)))(
-            params, state, xs, **marks
-        )
+    for reverse, options in ((False, {}), (True, {"mask": mask, "resets": resets})):
+        unroll = jax.jit(functools.partial(layer.unroll, reverse=reverse))
+        last, ys = unroll(params, state, xs, **options)
         assert ys.shape == (*shape, layer.output_size)
         if shape[0] == 0:
             assert_identical(last, state)
@@ -272,7 +201,7 @@ def test_reverse_is_forward_over_the_flipped_sequence(key, name):
     assert_close((last, ys), (flipped_last, flipped[::-1]), length=T * 8)
 
 
-@pytest.mark.parametrize("name", [n for n in LAYERS if "dropout" not in n or "chunked" in n])
+@pytest.mark.parametrize("name", WITH_PARAMS)
 def test_the_forward_derivative_is_the_transpose_of_the_reverse_one(key, name):
     layer, params, _, xs, mask, resets = draw(name, key)
     keys = jax.random.split(key, 2)
@@ -292,9 +221,9 @@ def test_the_forward_derivative_is_the_transpose_of_the_reverse_one(key, name):
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32, jnp.float64])
-@pytest.mark.parametrize("name", [n for n in LAYERS if n != "counter"])
+@pytest.mark.parametrize("name", list(LAYERS))
 def test_the_dtype_is_kept(key, name, dtype):
-    layer = layers(dtype)[name]
+    layer = layer_calls(dtype)[name]()
     params = layer.init(key)
     xs = draw_inputs(layer, key, (T, B), dtype)
     mask, resets = draw_marks(key, (T, B))
@@ -326,6 +255,40 @@ def test_one_trace_serves_many_calls(key, name):
     assert len(traces) == 1
 
 
+@pytest.mark.parametrize("use_bias", [False, True])
+def test_a_dense_layer_is_the_product_with_its_weights_plus_its_bias(key, use_bias):
+    layer = jaxrnn.dense(D, 2, use_bias=use_bias, dtype=jnp.float64)
+    params = jax.tree.map(lambda p: p + 0.5, layer.init(key))
+    xs = jax.random.normal(key, (T, B, D))
+    expected = np.asarray(xs) @ np.asarray(params.w).T + (np.asarray(params.b) if use_bias else 0)
+    assert_close(layer.unroll(params, None, xs)[1], expected, length=D + 1)
+
+
+def test_a_residual_layer_adds_its_inputs_where_the_mask_is_true(key):
+    rnn = jaxrnn.vanilla_rnn(D, D, dtype=jnp.float64)
+    params, xs = rnn.init(key), jax.random.normal(key, (T, B, D))
+    mask, _ = draw_marks(key, (T, B))
+    last, ys = jaxrnn.residual(rnn).unroll(params, None, xs, mask=mask)
+    inner_last, inner = rnn.unroll(params, None, xs, mask=mask)
+    assert_identical(last, inner_last)
+    assert_close(ys, np.where(mask[..., None], xs, 0) + inner, length=2)
+
+
+@pytest.mark.parametrize("rate", [None, 0.4])
+def test_deep_rnn_is_the_stack_of_vanilla_layers_with_dropout_behind_each_and_a_readout(key, rate):
+    options = {"dtype": jnp.float64, "activation": jax.nn.relu, "learn_h0": True}
+    got = jaxrnn.deep_rnn((D, 40, 30, 2), dropout_rate=rate, **options)
+    layers = []
+    for sizes in ((D, 40), (40, 30)):
+        layers.append(jaxrnn.vanilla_rnn(*sizes, **options))
+        layers += [] if rate is None else [jaxrnn.dropout(sizes[1], rate)]
+    expected = jaxrnn.stack(*layers, jaxrnn.dense(30, 2, dtype=jnp.float64))
+    params, xs = expected.init(key), jax.random.normal(key, (T, B, D))
+    assert_identical(got.init(key), params)
+    run = [layer.unroll(params, None, xs, key=key) for layer in (got, expected)]
+    assert_identical(*run)
+
+
 def test_dropout_keeps_the_mean_and_draws_anew_at_each_step_and_sequence(key):
     layer = jaxrnn.dropout(50, 0.4)
     xs = jnp.ones((40, 30, 50))
@@ -352,7 +315,7 @@ def test_dropout_is_mapped_over_rates(key, shared, dtype):
     assert alone.dtype == dtype
 
 
-def test_dropout_shared_over_time_keeps_one_pattern_a_sequence_in_pieces_and_chunks(key):
+def test_dropout_shared_over_time_keeps_one_pattern_per_sequence_in_pieces_and_chunks(key):
     layer = jaxrnn.dropout(50, 0.4, shared_over_time=True)
     xs = jnp.ones((12, 30, 50))
     for cut in (layer, jaxrnn.chunked(layer, 5)):
