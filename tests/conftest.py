@@ -1,4 +1,4 @@
-"""Strictness for every test: no silent promotion of dtype or rank, and no warning is let by."""
+"""Strictness for every test: no silent promotion of dtype or rank."""
 
 import os
 import random
@@ -20,7 +20,7 @@ def pytest_terminal_summary(terminalreporter, config):
 
 @pytest.fixture(autouse=True, scope="module")
 def forget_programs():
-    """Each compiled program is some pieces of mapped memory, of which a process has a limit."""
+    """Each compiled program maps memory, and the number of maps per process is limited."""
     yield
     jax.clear_caches()
 

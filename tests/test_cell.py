@@ -27,8 +27,7 @@ def test_the_step_is_the_formula(key, name, batch):
 def test_the_univariate_step_is_the_formula_worked_by_hand():
     params = jaxrnn.RNNParams(jnp.array([[0.5]]), jnp.array([[-2.0]]))
     h = jaxrnn.step(params, jnp.array([0.25]), jnp.array([3.0]))
-    assert h.shape == (1,)
-    assert float(h[0]) == pytest.approx(math.tanh(-2 * 0.25 + 0.5 * 3), rel=4 * 2.3e-16)
+    assert_close(h, np.array([math.tanh(-2 * 0.25 + 0.5 * 3)]), length=2)
 
 
 def test_no_state_means_the_initial_state(key):
@@ -62,5 +61,5 @@ def test_the_options_of_init_rnn_leave_out_what_they_name(key):
     assert jaxrnn.init_rnn(key, 2, 4).b.shape == (4,)
     assert jaxrnn.init_rnn(key, 2, 4, use_bias=False).b is None
     assert jaxrnn.init_rnn(key, 2, 4, learn_h0=True).h0.shape == (4,)
-    two = jaxrnn.init_rnn(key, 1, 1, use_bias=False)
-    assert [w.shape for w in jax.tree.leaves(two)] == [(1, 1), (1, 1)]
+    univariate = jaxrnn.init_rnn(key, 1, 1, use_bias=False)
+    assert [w.shape for w in jax.tree.leaves(univariate)] == [(1, 1), (1, 1)]

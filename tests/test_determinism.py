@@ -40,7 +40,7 @@ print(digest.hexdigest(), float(history["loss"][-1]) < float(history["loss"][0])
 
 
 def digests(seeds):
-    """What a training run in a process of its own comes to, for each seed."""
+    """A digest of a training run for each seed, each in a fresh process."""
     processes = []
     for number, seed in enumerate(seeds):
         environment = {

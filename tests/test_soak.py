@@ -1,4 +1,4 @@
-"""The properties of `unroll` over many drawn networks, sequences, marks and options.
+"""The properties of `unroll` over many drawn networks, sequences, masks, resets and options.
 
 The test suite draws a few examples of each property; `pytest -m soak` draws 1,000 of each, from
 seeds of its own that it prints (`SOAK_SEED=N pytest -m soak` repeats a run).
@@ -35,7 +35,7 @@ class Case(NamedTuple):
     bias: bool
     learned: bool  # the initial state
     mask: str
-    marked: bool  # resets
+    has_resets: bool
     activation: str
     reverse: bool
     chunk_size: int | None
@@ -55,13 +55,13 @@ cases = st.builds(
     Case,
     seed=st.integers(0, 2**32 - 1),
     steps=st.sampled_from([0, 1, 2, 5, 9]),
-    batch=st.sampled_from([0, 1, 3, 70]),  # so many multiply their inputs inside each step
+    batch=st.sampled_from([0, 1, 3, 70]),  # 70: inputs are multiplied inside each step
     inputs=st.sampled_from([1, 3]),
     units=st.sampled_from([1, 4]),
     bias=st.booleans(),
     learned=st.booleans(),
     mask=st.sampled_from(["none", "any", "lengths"]),
-    marked=st.booleans(),
+    has_resets=st.booleans(),
     activation=st.sampled_from(sorted(JAX_ACTIVATIONS)),
     reverse=st.booleans(),
     chunk_size=st.sampled_from([None, 1, 3, 5]),
@@ -70,7 +70,7 @@ cases = st.builds(
 
 
 def soak(prove):
-    """A test of a few examples, and of many where the marker `soak` is chosen."""
+    """A test of a few examples, and of many if the marker `soak` is selected."""
 
     @pytest.mark.parametrize("examples", [FEW, pytest.param(MANY, marks=pytest.mark.soak)])
     def test(examples):
@@ -85,7 +85,7 @@ def soak(prove):
         def run(case):
             prove(case, *draw(case))
             if next(drawn) % 25 == 0:
-                jax.clear_caches()  # a process may map only so many pieces of memory
+                jax.clear_caches()  # the number of memory maps of a process is limited
 
         drawn = itertools.count(1)
         run()
@@ -116,7 +116,7 @@ def draw(case, dtype=jnp.float64):
         "any": jnp.asarray(rng.random(shape) < 0.7),
         "lengths": jnp.asarray(np.arange(case.steps)[:, None] < lengths),
     }[case.mask]
-    resets = jnp.asarray(rng.random(shape) < 0.25) if case.marked else None
+    resets = jnp.asarray(rng.random(shape) < 0.25) if case.has_resets else None
     arguments = (params, normal(case.batch, case.units), normal(*shape, case.inputs))
     cotangents = (normal(case.batch, case.units), normal(*shape, case.units))
     return arguments, mask, resets, cotangents
@@ -131,7 +131,7 @@ def _run(function, options, arguments, mask, resets, cotangents):
     return outputs, pull(cotangents)[0]
 
 
-def both(arguments, mask, resets, cotangents, function=jaxrnn.unroll, **options):
+def run_with_gradients(arguments, mask, resets, cotangents, function=jaxrnn.unroll, **options):
     """(outputs, gradients)."""
     return _run(function, tuple(options.items()), arguments, mask, resets, cotangents)
 
@@ -149,10 +149,10 @@ def rounding(case, arguments, mask, resets, cotangents, eps=2.0**-52):
     """Bounds of the rounding errors of ((h_last, hs), gradients), to the first order in them.
 
     A sum of n terms is off by eps sqrt(n) times the sum of their magnitudes, and a state,
-    since neither W nor an activation makes an error larger, by as much. A slope is a function of
-    the state whose derivative is at most 2: where the unit is saturated, that is far more than
-    rounding of the slope. What the gradients move by when every state and slope is off by so much,
-    and nothing cancels, is back-propagation through magnitudes, once with and once without."""
+    since neither W nor an activation amplifies an error, by as much. A slope is a function of
+    the state whose derivative is at most 2: for a saturated unit that is far more than rounding of
+    the slope. The change of the gradients when every state and slope is off by so much, and nothing
+    cancels, is the difference of two back-propagations through magnitudes, with and without it."""
     params, h0, xs = jax.tree.map(np.asarray, arguments)
     p = with_zeros(params, case)
     _, _, tape = oracle.forward(
@@ -181,21 +181,21 @@ def rounding(case, arguments, mask, resets, cotangents, eps=2.0**-52):
 
 
 def with_zeros(params, case):
-    """The parameters as the oracle takes them: zeros for what there is not."""
+    """The parameters for the oracle, which expects zeros where there are none."""
     zeros = np.zeros(case.units)
     return {name: zeros if leaf is None else leaf for name, leaf in params._asdict().items()}
 
 
 def complete(mask, resets, case):
-    """Marks where there are none, as NumPy arrays."""
+    """Mask and resets as NumPy arrays, filled in where they are None."""
     shape = (case.steps, case.batch)
     mask = np.ones(shape, bool) if mask is None else np.asarray(mask)
     return mask, np.zeros(shape, bool) if resets is None else np.asarray(resets)
 
 
 @soak
-def test_values_and_gradients_are_the_oracle_s(case, arguments, mask, resets, cotangents):
-    got = both(arguments, mask, resets, cotangents, **case.options)
+def test_values_and_gradients_equal_the_oracle(case, arguments, mask, resets, cotangents):
+    got = run_with_gradients(arguments, mask, resets, cotangents, **case.options)
     params, h0, xs = jax.tree.map(np.asarray, arguments)
     p = with_zeros(params, case)
     *outputs, tape = oracle.forward(
@@ -213,23 +213,23 @@ def test_what_stands_in_masked_inputs_changes_no_bit(case, arguments, mask, rese
     masked = np.zeros(xs.shape[:2], bool) if mask is None else ~np.asarray(mask)
     values = np.random.default_rng(case.seed).choice([np.nan, np.inf, -np.inf, 1e300], xs.shape)
     poisoned = jnp.where(masked[..., None], values, xs)
-    got = both((params, h0, poisoned), mask, resets, cotangents, **case.options)
-    assert_identical(got, both(arguments, mask, resets, cotangents, **case.options))
+    got = run_with_gradients((params, h0, poisoned), mask, resets, cotangents, **case.options)
+    assert_identical(got, run_with_gradients(arguments, mask, resets, cotangents, **case.options))
 
 
 @soak
-def test_pieces_end_where_the_whole_does(case, arguments, mask, resets, cotangents):
+def test_unrolling_in_pieces_equals_unrolling_at_once(case, arguments, mask, resets, cotangents):
     params, state, xs = arguments
-    resets = None if case.reverse else resets  # a piece sees no mark in the piece after it
+    resets = None if case.reverse else resets  # a piece cannot see the next piece's resets
     expected = jaxrnn.unroll(*arguments, mask=mask, resets=resets, **case.options)
     cuts = np.sort(np.random.default_rng(case.seed).integers(0, case.steps + 1, 2))
     pieces = np.split(np.arange(case.steps), cuts)
     outputs = []
     for steps in pieces[::-1] if case.reverse else pieces:
         piece = slice(steps[0], steps[-1] + 1) if steps.size else slice(0, 0)
-        marks = [None if marks is None else marks[piece] for marks in (mask, resets)]
+        piece_mask, piece_resets = (None if a is None else a[piece] for a in (mask, resets))
         state, ys = jaxrnn.unroll(
-            params, state, xs[piece], mask=marks[0], resets=marks[1], **case.options
+            params, state, xs[piece], mask=piece_mask, resets=piece_resets, **case.options
         )
         outputs.append(ys)
     whole = jnp.concatenate(outputs[::-1] if case.reverse else outputs)
@@ -238,9 +238,9 @@ def test_pieces_end_where_the_whole_does(case, arguments, mask, resets, cotangen
 
 
 @soak
-def test_mapping_is_batching(case, arguments, mask, resets, cotangents):
+def test_mapping_equals_batching(case, arguments, mask, resets, cotangents):
     def one(h0, xs, mask, resets, cotangents):
-        return both((arguments[0], h0, xs), mask, resets, cotangents, **case.options)
+        return run_with_gradients((arguments[0], h0, xs), mask, resets, cotangents, **case.options)
 
     if not case.batch:
         return
@@ -248,65 +248,75 @@ def test_mapping_is_batching(case, arguments, mask, resets, cotangents):
     mapped = jax.vmap(one, axes, ((0, 1), 0))
     (h_last, hs), (gp, gh0, gxs) = mapped(*arguments[1:], mask, resets, cotangents)
     got = ((h_last, hs), (jax.tree.map(lambda g: g.sum(0), gp), gh0, jnp.swapaxes(gxs, 0, 1)))
-    expected = both(arguments, mask, resets, cotangents, **case.options)
+    expected = run_with_gradients(arguments, mask, resets, cotangents, **case.options)
     assert_near(got, expected, rounding(case, arguments, mask, resets, cotangents))
 
 
 @soak
-def test_mapping_over_networks_is_a_loop_over_them(case, arguments, mask, resets, cotangents):
+def test_mapping_over_networks_equals_a_loop_over_them(case, arguments, mask, resets, cotangents):
     networks = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf / 2, -leaf]), arguments)
-    mapped = jax.vmap(lambda one: both(one, mask, resets, cotangents, **case.options))(networks)
+    mapped = jax.vmap(
+        lambda one: run_with_gradients(one, mask, resets, cotangents, **case.options)
+    )(networks)
     for index in range(3):
         one = jax.tree.map(lambda leaf, i=index: leaf[i], networks)
-        expected = both(one, mask, resets, cotangents, **case.options)
+        expected = run_with_gradients(one, mask, resets, cotangents, **case.options)
         got = jax.tree.map(lambda leaf, i=index: leaf[i], mapped)
         assert_near(got, expected, rounding(case, one, mask, resets, cotangents))
 
 
 @soak
-def test_reverse_is_forward_over_each_sequence_turned_round(
+def test_reverse_equals_forward_over_the_flipped_sequences(
     case, arguments, mask, resets, cotangents
 ):
-    del resets  # which belong to the inputs, not to the direction: the oracle's property
+    del resets  # they mark first steps in input order, which flipping does not preserve
     params, h0, xs = arguments
     options = case.options | {"reverse": True}
-    got = both(arguments, mask, None, cotangents, **options)
-    turned = None if mask is None else mask[::-1]
+    got = run_with_gradients(arguments, mask, None, cotangents, **options)
+    flipped = None if mask is None else mask[::-1]
     options["reverse"] = False
-    (h_last, hs), (gp, gh0, gxs) = both(
-        (params, h0, xs[::-1]), turned, None, (cotangents[0], cotangents[1][::-1]), **options
+    (h_last, hs), (gp, gh0, gxs) = run_with_gradients(
+        (params, h0, xs[::-1]), flipped, None, (cotangents[0], cotangents[1][::-1]), **options
     )
     bounds = rounding(case._replace(reverse=True), arguments, mask, None, cotangents)
     assert_near(got, ((h_last, hs[::-1]), (gp, gh0, gxs[::-1])), bounds)
 
 
 @soak
-def test_a_masked_sequence_is_the_sequence_of_its_steps_taken(
+def test_a_masked_sequence_equals_the_sequence_of_its_unmasked_steps(
     case, arguments, mask, resets, cotangents
 ):
     params, h0, xs = arguments
     (bound, _), _ = rounding(case, arguments, mask, resets, cotangents)
-    taken, marks = complete(mask, resets, case)
+    kept, all_resets = complete(mask, resets, case)
     h_last, hs = jaxrnn.unroll(*arguments, mask=mask, resets=resets, **case.options)
-    for row in range(min(case.batch, 3)):  # which speak for the others
-        steps = np.flatnonzero(taken[:, row])
+    for row in range(min(case.batch, 3)):
+        steps = np.flatnonzero(kept[:, row])
         alone = jaxrnn.unroll(
-            params, h0[row], xs[steps, row], resets=jnp.asarray(marks[steps, row]), **case.options
+            params,
+            h0[row],
+            xs[steps, row],
+            resets=jnp.asarray(all_resets[steps, row]),
+            **case.options,
         )
         assert_near((h_last[row], hs[steps, row]), alone, (bound, bound))
-        assert_identical(hs[~taken[:, row], row], np.zeros((case.steps - len(steps), case.units)))
+        assert_identical(hs[~kept[:, row], row], np.zeros((case.steps - len(steps), case.units)))
 
 
 @soak
-def test_the_dtype_is_kept_and_as_near_as_it_can_be(case, arguments, mask, resets, cotangents):
+def test_the_dtype_is_kept_and_errors_are_those_of_its_rounding(
+    case, arguments, mask, resets, cotangents
+):
     smooth = case._replace(activation="tanh" if case.activation == "relu" else case.activation)
     dtype = DTYPES[case.seed % len(DTYPES)]
     given, given_cotangents = jax.tree.map(lambda leaf: leaf.astype(dtype), (arguments, cotangents))
-    got = both(given, mask, resets, given_cotangents, **smooth.options)
+    got = run_with_gradients(given, mask, resets, given_cotangents, **smooth.options)
     assert {leaf.dtype for leaf in jax.tree.leaves(got)} == {jnp.dtype(dtype)}
     exact = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), (given, given_cotangents))
     options = {name: smooth.options[name] for name in ("activation", "reverse")}
-    expected = both(exact[0], mask, resets, exact[1], function=jaxrnn.unroll_plain, **options)
+    expected = run_with_gradients(
+        exact[0], mask, resets, exact[1], function=jaxrnn.unroll_plain, **options
+    )
     eps = float(jnp.finfo(dtype).eps)
     bounds = rounding(smooth, exact[0], mask, resets, exact[1], eps)
     assert_near(got, expected, bounds)

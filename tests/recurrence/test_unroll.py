@@ -95,15 +95,8 @@ def test_unroll_and_every_gradient_equal_the_oracle(
         resets = np.zeros((T, B), bool) if resets is None else np.asarray(resets)
         expected_last, expected_hs, tape = oracle.forward(p, h0, xs, mask, resets, reverse, name)
         expected = oracle.backward(p, xs, tape, name, *map(np.asarray, cotangents))
-        # the bound; each gradient is also compared entry by entry with its own scale
-        for got, wanted in [
-            (h_last, expected_last),
-            (hs, expected_hs),
-            *((getattr(gp, field), expected[0][field]) for field in p),
-            (gh0, expected[1]),
-            (gxs, expected[2]),
-        ]:
-            np.testing.assert_allclose(got, wanted, rtol=1e-10, atol=1e-10 * np.abs(wanted).max())
+        assert_close((h_last, hs), (expected_last, expected_hs), length=T * (H + D))
+        assert_close((gp._asdict(), gh0, gxs), expected, length=T * B * (H + D))
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 4])
@@ -145,12 +138,10 @@ def test_a_deep_network_and_its_gradients_equal_the_oracle(key, depth, direction
         expected = oracle.network(
             as_dicts, *(np.asarray(a) for a in (xs, mask, resets, cotangent)), name
         )
-        np.testing.assert_allclose(ys, expected[0], rtol=1e-10, atol=1e-12)
-        np.testing.assert_allclose(gxs, expected[2], rtol=1e-10, atol=1e-10)
-        flat = jax.tree.leaves(gp)
-        wanted = [p[f] for layer in expected[1] for p in layer for f in jaxrnn.RNNParams._fields]
-        for got, want in zip(flat, wanted, strict=True):
-            np.testing.assert_allclose(got, want, rtol=1e-10, atol=1e-10 * np.abs(want).max())
+        length = depth * T * B * sum(widths)
+        assert_close((ys, gxs), expected[::2], length=length)
+        gradients = [p[f] for layer in expected[1] for p in layer for f in jaxrnn.RNNParams._fields]
+        assert_close(jax.tree.leaves(gp), gradients, length=length)
 
 
 @pytest.mark.parametrize("reverse", [False, True])
@@ -484,7 +475,7 @@ def test_hessian_jacfwd_and_vmap_of_grad_through_a_masked_reversed_stack(key):
 
     hessian = jax.jit(jax.hessian(loss))(params, xs, mask)
     matrix = hessian[0].w_hh[0].w_hh.reshape(9, 9)
-    np.testing.assert_allclose(matrix, matrix.T, rtol=1e-12, atol=1e-14)
+    assert_close(matrix, matrix.T, length=6 * 4 * 9)
     assert np.abs(matrix).max() > 1e-3
     forward, reverse = (jax.jit(j(loss))(params, xs, mask) for j in (jax.jacfwd, jax.jacrev))
     assert_close(forward, reverse, length=6 * 4 * 9)
