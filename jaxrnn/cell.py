@@ -11,6 +11,7 @@ from jaxrnn import initializers
 from jaxrnn._checks import (
     check_activation,
     check_floating_dtype,
+    check_function,
     check_inputs,
     check_key,
     check_size,
@@ -53,6 +54,8 @@ def init_rnn(
     dtype = check_floating_dtype("dtype", dtype)
     w_ih_init = jax.nn.initializers.lecun_normal() if w_ih_init is None else w_ih_init
     w_hh_init = initializers.orthogonal() if w_hh_init is None else w_hh_init
+    check_function("w_ih_init", w_ih_init)
+    check_function("w_hh_init", w_hh_init)
     check_key("key", key)
     key_ih, key_hh = jax.random.split(key)
     w_ih = draw_weights("w_ih_init", w_ih_init, key_ih, (input_size, hidden_size), dtype)

@@ -122,7 +122,7 @@ def residual(layer: Layer) -> Layer:
     if sizes[0] != sizes[1] or layer.reads_tokens:
         raise ValueError(
             f"layer has input_size {sizes[0]} and output_size {sizes[1]}, "
-            "expected equal sizes, of features"
+            "expected equal sizes, and inputs that are not tokens"
         )
 
     def run(params: Params, state: State, inputs: Inputs, key: Key | None) -> tuple[State, Array]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, NamedTuple
 
 import jax
@@ -113,16 +112,15 @@ def make_layer(
     output_size = check_size("output_size", output_size)
     for name, function in (("init", init), ("initial_state", initial_state), ("run", run)):
         check_function(name, function)
-    feature_axes = 0 if reads_tokens else 1
+
+    def checked_init(key: Key) -> Params:
+        check_key("key", key)
+        return init(key)
 
     def start(params: Params, batch_shape: Shape = ()) -> State:
         if not isinstance(batch_shape, tuple | list):
             raise TypeError(f"batch_shape is {batch_shape!r}, expected a tuple of sizes")
         return initial_state(params, tuple(batch_shape))
-
-    def checked_init(key: Key) -> Params:
-        check_key("key", key)
-        return init(key)
 
     def run_masked(params: Params, state: State, inputs: Inputs, key: Key | None) -> Any:
         state, ys = run(params, state, inputs, key)
@@ -132,7 +130,7 @@ def make_layer(
         if not causal:
             raise ValueError("step was called of a layer that is not causal, expected unroll")
         x = check_inputs("x", x, None if reads_tokens else input_size, "[*B, D]")
-        state = _complete(state, start, params, x.shape[: x.ndim - feature_axes])
+        state = _complete(state, start, params, x.shape if reads_tokens else x.shape[:-1])
         return run(params, state, Inputs(x, single=True), None)
 
     def unroll(
@@ -146,19 +144,12 @@ def make_layer(
         key: Key | None = None,
     ) -> tuple[State, Array]:
         xs = check_inputs("xs", xs, None if reads_tokens else input_size, "[T, *B, D]")
-        time_and_batch = xs.shape[: xs.ndim - feature_axes]
-        mask = check_mask("mask", mask, time_and_batch)
-        resets = check_mask("resets", resets, time_and_batch)
-        check_flag("reverse", reverse)
-        if key is not None:
-            check_key("key", key)
-        state = _complete(state, start, params, time_and_batch[1:])
-        inputs = Inputs(zero_masked(mask, xs), mask, resets, reverse)
+        inputs = _check_sequence(xs, mask, resets, reverse, key, reads_tokens)
+        state = _complete(state, start, params, xs.shape[1:] if reads_tokens else xs.shape[1:-1])
         return run_masked(params, state, inputs, key)
 
-    return Layer(
-        input_size, output_size, checked_init, start, step, unroll, run_masked, causal, reads_tokens
-    )
+    functions = (checked_init, start, step, unroll, run_masked)
+    return Layer(input_size, output_size, *functions, causal, reads_tokens)
 
 
 def check_layer(name: str, layer: Any, *, causal: bool = False) -> None:
@@ -169,24 +160,43 @@ def check_layer(name: str, layer: Any, *, causal: bool = False) -> None:
         raise ValueError(f"{name} is not causal, expected a layer that can be stepped")
 
 
+def _check_sequence(
+    xs: Array, mask: Any, resets: Any, reverse: Any, key: Any, reads_tokens: bool
+) -> Inputs:
+    time_and_batch = xs.shape if reads_tokens else xs.shape[:-1]
+    mask = check_mask("mask", mask, time_and_batch)
+    resets = check_mask("resets", resets, time_and_batch)
+    check_flag("reverse", reverse)
+    if key is not None:
+        check_key("key", key)
+    return Inputs(zero_masked(mask, xs), mask, resets, reverse)
+
+
 def _complete(state: State, start: Callable[..., State], params: Params, batch: Shape) -> State:
     """`state` with the initial state in place of each None; refuse one that does not fit it."""
 
     def is_none(leaf: Any) -> bool:
         return leaf is None
 
-    missing = any(map(is_none, jax.tree.leaves(state, is_leaf=is_none)))
-    initial = start(params, batch) if missing else jax.eval_shape(lambda: start(params, batch))
-    with suppress(ValueError, TypeError):  # of another structure: refused below
-        state = jax.tree.map(lambda s, i: i if s is None else s, state, initial, is_leaf=is_none)
+    def fill(initial: State) -> State:
+        return jax.tree.map(lambda s, i: i if s is None else s, state, initial, is_leaf=is_none)
+
+    if state is None:
+        return start(params, batch)
     state = jax.tree.map(lambda leaf: as_array("state", leaf), state)
-    got, expected = (jax.tree.map(_describe, tree) for tree in (state, initial))
+    like = jax.eval_shape(lambda: start(params, batch))
+    try:
+        got = jax.tree.map(_describe, fill(like))
+    except (TypeError, ValueError):  # of another structure
+        got = jax.tree.map(_describe, state)
+    expected = jax.tree.map(_describe, like)
     if jax.tree.flatten(got) != jax.tree.flatten(expected):
-        kind = ValueError if jax.tree.leaves(got) and jax.tree.leaves(expected) else TypeError
-        raise kind(f"state is {got}, expected {expected}, as the initial state")
-    return state
+        error = ValueError if type(got) is type(expected) else TypeError
+        raise error(f"state is {got}, expected {expected}, as the initial state")
+    missing = any(map(is_none, jax.tree.leaves(state, is_leaf=is_none)))
+    return fill(start(params, batch)) if missing else state
 
 
 def _describe(leaf: Any) -> str:
     kind = "floating" if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype
-    return f"{kind}{list(leaf.shape)}"
+    return f"{kind} {leaf.shape}"

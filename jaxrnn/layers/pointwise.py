@@ -13,6 +13,7 @@ from jaxrnn._checks import (
     check_floating_dtype,
     check_fraction,
     check_shape,
+    check_size,
 )
 from jaxrnn._products import product
 from jaxrnn._types import Array, Initializer, Key, Shape
@@ -86,6 +87,7 @@ def embedding(
     is called with ``(num_tokens, output_size)``; the default is standard normal, as in torch.
     Parameters: the table [num_tokens, output_size]. State: ().
     """
+    num_tokens = check_size("num_tokens", num_tokens)
     dtype = check_floating_dtype("dtype", dtype)
     w_init = jax.nn.initializers.normal(1.0) if w_init is None else w_init
 
@@ -113,6 +115,7 @@ def dropout(size: int, rate: float | Array, *, shared_over_time: bool = False) -
     one part of a sequence to the next (Gal & Ghahramani 2016, "A theoretically grounded application
     of dropout in recurrent neural networks"). Parameters: (). State: (), or `DropoutState`.
     """
+    size = check_size("size", size)
     rate = check_fraction("rate", rate)
 
     def initial_state(params: tuple[()], batch_shape: Shape) -> DropoutState | tuple[()]:

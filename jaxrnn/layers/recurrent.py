@@ -10,7 +10,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxrnn._checks import check_activation, check_floating_dtype, check_function, check_shape
+from jaxrnn._checks import (
+    check_activation,
+    check_floating_dtype,
+    check_function,
+    check_shape,
+    check_size,
+)
 from jaxrnn._types import Activation, Array, Initializer, Key, Params, Shape, State
 from jaxrnn.cell import advance, init_rnn
 from jaxrnn.layers.contract import Inputs, Layer, make_layer
@@ -37,6 +43,7 @@ def vanilla_rnn(
     The options are those of `init_rnn` and `jaxrnn.unroll`. Parameters: `RNNParams`. State: h
     [*B, hidden_size].
     """
+    hidden_size = check_size("hidden_size", hidden_size)
     check_activation(activation)
     check_chunks(chunk_size, remat)
     init = partial(
