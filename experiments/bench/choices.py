@@ -8,8 +8,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any, get_args
 from unittest import mock
 
+import jax
+
 from experiments.bench.cases import Case, compare_gradients, make_workload
-from experiments.bench.library import build_library
+from experiments.bench.library import build_library, library_outputs
 from experiments.bench.timing import Entrant, interleave
 from experiments.shared.devices import largest_divisor
 from experiments.shared.findings import Data
@@ -35,36 +37,40 @@ def measure_chunks(
         entrants = {_OWN: build_library(workload, "gradient")} | {
             f"{size} steps": build_library(workload, "gradient", size) for size in swept
         }
-        rows.append({"case": case.name, **_time(entrants, seconds, least_rounds)})
+        times = _time(entrants, seconds, least_rounds)
+        rows.append({"case": case.name, "own": times.pop(_OWN), "swept": times})
     return rows
 
 
 def measure_strategies(
     cases: Sequence[Case], seed: int, seconds: float, least_rounds: int
 ) -> list[Data]:
-    """Milliseconds of the gradient of each single layer with the strategy that `unroll` chooses and
-    with each of the four, and how far the gradients differ from that of its choice."""
+    """Milliseconds of the gradient of each single layer with each of the four strategies, which one
+    `unroll` chooses, and how far the other gradients differ from that of its choice."""
     rows = []
     for case in _single_layers(cases):
         workload = make_workload(case, seed)
         with force_strategy(None) as used:
-            entrants = {_OWN: build_library(workload, "gradient")}
+            jax.eval_shape(library_outputs(case), workload.params, (workload.xs, None))
+        chosen, entrants = used.pop(), {}
         for name in STRATEGIES:
             with force_strategy(name):
                 entrants[name] = build_library(workload, "gradient")
         gradients = {name: entrant.read() for name, entrant in entrants.items()}
         steps, batch = case.shape[:2]
         compared = {
-            name: compare_gradients(gradients[name], gradients[_OWN], steps * batch)
+            name: compare_gradients(gradients[name], gradients[chosen], steps * batch)
             for name in STRATEGIES
         }
+        times = _time(entrants, seconds, least_rounds)
         rows.append(
             {
                 "case": case.name,
-                "chosen": used.pop(),
+                "chosen": chosen,
                 "differences": {name: difference for name, (difference, _) in compared.items()},
                 "allowed": max(allowed for _, allowed in compared.values()),
-                **_time(entrants, seconds, least_rounds),
+                "own": times[chosen],
+                "swept": times,
             }
         )
     return rows
@@ -91,9 +97,8 @@ def _single_layers(cases: Sequence[Case]) -> list[Case]:
     return [case for case in cases if case.kind == "shape"]
 
 
-def _time(entrants: dict[str, Entrant], seconds: float, least_rounds: int) -> Data:
-    """Median milliseconds of `unroll`'s own choice, and of the alternatives by name."""
+def _time(entrants: dict[str, Entrant], seconds: float, least_rounds: int) -> dict[str, float]:
+    """Median milliseconds of each entrant."""
     calls = {name: entrant.call for name, entrant in entrants.items()}
     times = interleave(calls, seconds, least_rounds)
-    medians = {name: 1e3 * statistics.median(values) for name, values in times.items()}
-    return {"own": medians.pop(_OWN), "swept": medians}
+    return {name: 1e3 * statistics.median(values) for name, values in times.items()}
