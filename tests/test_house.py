@@ -136,7 +136,7 @@ PLANTS = {
     ],
     rules.no_module_is_called_utils: [
         {"tests/layers/utils.py": ""},
-        {"experiments/bench/timing_util/__init__.py": DOC},
+        {"experiments/bench/entrants_util/__init__.py": DOC},
     ],
     rules.the_root_holds_what_the_design_lists: [
         {"notes.txt": ""},

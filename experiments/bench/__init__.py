@@ -43,10 +43,10 @@ from experiments.bench.cases import (
 )
 from experiments.bench.choices import measure_chunks, measure_strategies
 from experiments.bench.contenders import Builder
+from experiments.bench.entrants import Entrant, Unavailable, interleave, matrix_product
 from experiments.bench.findings import judge
 from experiments.bench.scaling import measure_compiling, measure_lengths, measure_memory
 from experiments.bench.tables import write_tables
-from experiments.bench.timing import Entrant, Unavailable, interleave, matrix_product
 from experiments.shared.findings import Data, Result
 from experiments.shared.options import NotNegative, Positive, RunConfig
 from experiments.shared.output import Tick, within

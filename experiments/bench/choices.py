@@ -11,8 +11,8 @@ from unittest import mock
 import jax
 
 from experiments.bench.cases import Case, compare_gradients, make_workload
+from experiments.bench.entrants import Entrant, interleave
 from experiments.bench.library import build_library, library_outputs
-from experiments.bench.timing import Entrant, interleave
 from experiments.shared.devices import largest_divisor
 from experiments.shared.findings import Data
 from jaxrnn.recurrence.plan import Plan, Strategy, make_plan

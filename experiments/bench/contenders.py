@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from experiments.bench.cases import LEARNING_RATE, Pass, Workload, mean_square
-from experiments.bench.timing import Entrant, Program, compile_program
+from experiments.bench.entrants import Entrant, Program, compile_program
 from jaxrnn import Array, RNNParams
 
 Builder = Callable[[Workload, Pass], Entrant]

@@ -20,7 +20,7 @@ from experiments.bench.contenders import (
     on_device,
     run_over_padding,
 )
-from experiments.bench.timing import Entrant, Program, Unavailable, compile_program
+from experiments.bench.entrants import Entrant, Program, Unavailable, compile_program
 from experiments.shared.devices import largest_divisor
 from jaxrnn import (
     Array,

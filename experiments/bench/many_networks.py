@@ -20,6 +20,7 @@ from experiments.bench.contenders import (
     on_device,
     train_with_optax,
 )
+from experiments.bench.entrants import Entrant, compile_program
 from experiments.bench.library import (
     library_outputs,
     loss_of,
@@ -27,7 +28,6 @@ from experiments.bench.library import (
     split_evenly,
     train_with_library,
 )
-from experiments.bench.timing import Entrant, compile_program
 from jaxrnn import Array
 
 _BLOCK = 16  # networks at a time on one device

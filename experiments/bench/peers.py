@@ -31,7 +31,7 @@ import numpy as np
 
 from experiments.bench.cases import ADAM_EPS, LEARNING_RATE, Pass, Workload
 from experiments.bench.contenders import Builder, as_numpy, enter, run_over_padding
-from experiments.bench.timing import Entrant, Unavailable
+from experiments.bench.entrants import Entrant, Unavailable
 from experiments.shared.timing import time_once
 from jaxrnn import Array, RNNParams, stack, vanilla_rnn
 from jaxrnn.host import count_cores

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import jax
 
 from experiments.bench.cases import Case, Shape4, compare_gradients, make_workload, mean_square
+from experiments.bench.entrants import compile_program, interleave
 from experiments.bench.library import BUILDERS, compile_gradient
-from experiments.bench.timing import compile_program, interleave
 from experiments.shared.findings import Data
 from experiments.shared.timing import Call, time_once
 from jaxrnn import Array, Params, chunked, deep_rnn, dense, unroll_plain

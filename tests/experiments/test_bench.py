@@ -17,8 +17,8 @@ from experiments.__main__ import main
 from experiments.bench import cases, choices, findings, library, many_networks, peers
 from experiments.bench.cases import Case, compare, count_flops, make_workload, solve
 from experiments.bench.choices import force_strategy, measure_strategies
+from experiments.bench.entrants import Entrant, Unavailable, interleave
 from experiments.bench.scaling import measure_lengths
-from experiments.bench.timing import Entrant, Unavailable, interleave
 from jaxrnn._products import column_product
 from tests.support.peers import require_peer
 
