@@ -36,14 +36,13 @@ def init_rnn(
 
     Args:
       key: random key.
-      input_size: D. hidden_size: H. With both 1 and `use_bias` False this is the textbook's
+      input_size, hidden_size: D and H. With both 1 and `use_bias` False this is the textbook's
         univariate network of two weights.
       w_ih_init: initializer from ``jax.nn.initializers``, called with the shape ``(D, H)`` and
         transposed. Default: variance 1/D (LeCun et al. 1998, "Efficient BackProp", section 4.6).
       w_hh_init: initializer called with the shape ``(H, H)``. Default: orthogonal (Saxe et al.
         2014). Both defaults are flax's.
-      use_bias: whether there is a bias; it starts at zero.
-      learn_h0: whether the initial state is a parameter; it starts at zero.
+      use_bias, learn_h0: whether a bias and the initial state are parameters; they start at zero.
       dtype: floating-point dtype of every parameter.
 
     Raises:

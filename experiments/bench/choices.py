@@ -89,7 +89,7 @@ def force_strategy(name: Strategy | None) -> Iterator[set[str]]:
         used.add(plan.strategy)
         return plan
 
-    with mock.patch("jaxrnn.recurrence.unrolling.make_plan", choose_or_force):
+    with mock.patch("jaxrnn.recurrence.rule.make_plan", choose_or_force):
         yield used
 
 

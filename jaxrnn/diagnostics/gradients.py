@@ -20,6 +20,7 @@ from jaxrnn.diagnostics import log_products
 from jaxrnn.diagnostics.flat_state import FlatState, FlatStep, flatten_step
 from jaxrnn.diagnostics.log_products import Scaled
 from jaxrnn.layers.contract import Layer
+from jaxrnn.recurrence.rule import SLOPES
 
 
 def state_jacobians(layer: Layer, params: Params, state: State, xs: Array) -> Array:
@@ -183,35 +184,27 @@ def saturated_fraction(
 
     A unit is saturated where the slope of the activation is below `threshold` times its largest
     value. The slope follows from the output h: 1 - h^2 for tanh, h (1 - h) for sigmoid, 0 or 1 for
-    relu, and 1 for identity.
+    relu, 1 for identity, and 1 - exp(-h) for softplus.
 
     Args:
       hs: outputs of the activation, [..., H].
-      activation: ``jnp.tanh``, ``jax.nn.sigmoid``, ``jax.nn.relu`` or ``jax.nn.identity``.
+      activation: tanh, sigmoid, relu, identity or softplus, from ``jax.numpy`` or ``jax.nn``.
       threshold: a number in [0, 1).
       axis: the axes to average over, as in ``jnp.mean``; all by default, which gives a scalar.
     """
     check_activation(activation)
-    if activation not in _SLOPES:
+    if activation not in SLOPES:
         raise ValueError(
             f"activation is {activation!r:.60}, expected one of jax.numpy or jax.nn: "
-            + ", ".join(known.__name__ for known in _SLOPES)
+            + ", ".join(known.__name__ for known in SLOPES)
         )
     check_fraction("threshold", threshold)
     hs = as_array("hs", hs)
     check_floating("hs", hs)
     hs = hs.astype(accumulation_dtype(hs.dtype))
-    saturated = _SLOPES[activation](hs) < threshold * _LARGEST_SLOPES.get(activation, 1.0)
+    saturated = SLOPES[activation](hs) < threshold * _LARGEST_SLOPES.get(activation, 1.0)
     return jnp.mean(saturated.astype(hs.dtype), axis=axis)
 
 
-_SLOPES: dict[Activation, Activation] = {
-    jnp.tanh: lambda h: 1 - h * h,
-    jax.nn.sigmoid: lambda h: h * (1 - h),
-    jax.nn.relu: lambda h: (h > 0).astype(h.dtype),
-    jax.nn.identity: jnp.ones_like,
-}
-"""The slope f'(a) as a function of the output f(a)."""
-
 _LARGEST_SLOPES: dict[Activation, float] = {jax.nn.sigmoid: 0.25}
-"""Where it is not 1."""
+"""The largest slope of an activation, if it is not 1."""

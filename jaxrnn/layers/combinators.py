@@ -172,7 +172,7 @@ def chunked(layer: Layer, size: int, *, remat: bool = False, stop_gradient: bool
             return layer.run(params, state, Inputs(xs, mask, resets, reverse), chunk_key)
 
         arrays = (jnp.arange(num_steps), xs, mask, resets, restarts)
-        return scan_chunks(run_chunk, state, arrays, size, reverse=reverse, remat=remat)
+        return scan_chunks(run_chunk, state, arrays, size, reverse, remat=remat)
 
     return make_layer(
         layer.input_size,
@@ -192,9 +192,7 @@ def _at_last_unmasked(flags: Array, mask: Array | None) -> Array:
     return jnp.any(flags & mask & (unmasked_from_here == 1), axis=0)
 
 
-def _init_each(
-    layers: tuple[Layer, ...],
-) -> tuple[Callable[[Key], Params], Callable[[Params, Shape], State]]:
+def _init_each(layers: tuple[Layer, ...]) -> tuple[Callable[[Key], Params], Callable[..., State]]:
     """`init` and `initial_state` of several layers, as tuples with one entry per layer."""
 
     def init(key: Key) -> Params:
@@ -204,9 +202,7 @@ def _init_each(
     def initial_state(params: Params, batch_shape: Shape) -> State:
         if not isinstance(params, tuple) or len(params) != len(layers):
             got = f"{len(params)} entries" if isinstance(params, tuple) else type(params).__name__
-            raise ValueError(
-                f"params is {got}, expected a tuple with one entry per layer, {len(layers)}"
-            )
+            raise ValueError(f"params is {got}, expected a tuple with {len(layers)}, one per layer")
         return tuple(
             layer.initial_state(p, batch_shape) for layer, p in zip(layers, params, strict=True)
         )

@@ -34,10 +34,8 @@ class Layer(NamedTuple):
       (state, ys)`` with xs [T, *B, input_size] and ys [T, *B, output_size]. `mask`, `resets` and
       `reverse` are those of `jaxrnn.unroll`; where the mask is False the output is 0. `key` draws
       the randomness of training; None means none.
-    run: ``(params, state, inputs, key) -> (state, ys)``, `step` and `unroll` without their checks,
-      for combinators; see `make_layer`.
-    causal: whether y_t depends on x_1 ... x_t alone, so that the layer can be stepped, and its
-      sequences cut.
+    run: `step` and `unroll` without their checks, for combinators; see `make_layer`.
+    causal: whether y_t depends on x_1 ... x_t alone: the layer can be stepped, and cut in time.
     reads_tokens: whether inputs are integers below input_size, without a feature axis.
 
     A `state` of None means the initial state. For every causal layer stepping equals unrolling, and
@@ -59,8 +57,8 @@ class Layer(NamedTuple):
 class Inputs(NamedTuple):
     """What a layer runs over: a sequence, or a single step of one.
 
-    xs: [T, *B, D], of a single step [*B, D]; 0 where masked. mask, resets: [T, *B] bool or None.
-    reverse: whether to run from the last step to the first. single: whether it is one step.
+    xs: [T, *B, D], or [*B, D] if `single`; 0 where masked. mask, resets: [T, *B] bool or None.
+    reverse: whether to run from the last step to the first.
     """
 
     xs: Array
@@ -87,31 +85,31 @@ def make_layer(
 
     Args:
       input_size, output_size, init, causal, reads_tokens: as `Layer` has them.
-      initial_state: ``(params, batch_shape) -> state``. It is traced once per call, before `run`,
+      initial_state: ``(params, batch_shape) -> state``. It is called once per call, before `run`,
         and so is the place to refuse bad parameters.
-      run: ``(params, state, inputs, key) -> (state, ys)`` for a sequence and for a single step
-        alike, see `Inputs`. It gets a complete state, and inputs that are 0 where masked; its
-        outputs are set to 0 there. Combinators call the `run` of their layers.
+      run: ``(params, state, inputs, key) -> (state, ys)``, for a sequence and for a single step
+        alike (`Inputs`). The state is complete, inputs are 0 where masked, and outputs are set to
+        0 there afterwards. Combinators call the `run` of their layers.
 
-    A combinator of one's own, which hands a layer's inputs on beside its outputs::
+    A combinator of one's own, which passes a layer's inputs on beside its outputs:
 
-        from jaxrnn import make_layer
         import jax.numpy as jnp
+        from jaxrnn import make_layer
+
 
         def concatenated(layer):
             def run(params, state, inputs, key):
                 state, ys = layer.run(params, state, inputs, key)
                 return state, jnp.concatenate([inputs.xs, ys], axis=-1)
 
-            size = layer.input_size + layer.output_size
-            return make_layer(
-                layer.input_size, size, layer.init, layer.initial_state, run, causal=layer.causal
-            )
+            sizes = (layer.input_size, layer.input_size + layer.output_size)
+            return make_layer(*sizes, layer.init, layer.initial_state, run, causal=layer.causal)
     """
     input_size = check_size("input_size", input_size)
     output_size = check_size("output_size", output_size)
-    for name, function in (("init", init), ("initial_state", initial_state), ("run", run)):
-        check_function(name, function)
+    check_function("init", init)
+    check_function("initial_state", initial_state)
+    check_function("run", run)
 
     def checked_init(key: Key) -> Params:
         check_key("key", key)
@@ -144,9 +142,9 @@ def make_layer(
         key: Key | None = None,
     ) -> tuple[State, Array]:
         xs = check_inputs("xs", xs, None if reads_tokens else input_size, "[T, *B, D]")
-        inputs = _check_sequence(xs, mask, resets, reverse, key, reads_tokens)
-        state = _complete(state, start, params, xs.shape[1:] if reads_tokens else xs.shape[1:-1])
-        return run_masked(params, state, inputs, key)
+        shape = xs.shape if reads_tokens else xs.shape[:-1]
+        inputs = _check_sequence(xs, shape, mask, resets, reverse, key)
+        return run_masked(params, _complete(state, start, params, shape[1:]), inputs, key)
 
     functions = (checked_init, start, step, unroll, run_masked)
     return Layer(input_size, output_size, *functions, causal, reads_tokens)
@@ -161,11 +159,11 @@ def check_layer(name: str, layer: Any, *, causal: bool = False) -> None:
 
 
 def _check_sequence(
-    xs: Array, mask: Any, resets: Any, reverse: Any, key: Any, reads_tokens: bool
+    xs: Array, shape: Shape, mask: Any, resets: Any, reverse: Any, key: Any
 ) -> Inputs:
-    time_and_batch = xs.shape if reads_tokens else xs.shape[:-1]
-    mask = check_mask("mask", mask, time_and_batch)
-    resets = check_mask("resets", resets, time_and_batch)
+    """The arguments of `unroll` for sequences of `shape` [T, *B]."""
+    mask = check_mask("mask", mask, shape)
+    resets = check_mask("resets", resets, shape)
     check_flag("reverse", reverse)
     if key is not None:
         check_key("key", key)

@@ -22,7 +22,7 @@ from jaxrnn.cell import advance, init_rnn
 from jaxrnn.layers.contract import Inputs, Layer, make_layer
 from jaxrnn.params import RNNParams, cast_call, check_params, initial_unit_state
 from jaxrnn.recurrence.reference import Steps, find_restarts, restart, where_unmasked
-from jaxrnn.recurrence.unrolling import check_chunks, unroll_prepared
+from jaxrnn.recurrence.rule import check_chunks, unroll_prepared
 
 
 def vanilla_rnn(

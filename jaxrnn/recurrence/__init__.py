@@ -7,12 +7,12 @@ Everything in a vanilla network that is not the recurrence is one large matrix p
     tangent   dz = dxs U^T + xs dU^T + hprev dW^T + db       one product over all steps
               dh_t = f'(a_t) (dz_t + W dh_{t-1})             a linear scan
 
-`reference` is the definition: a plain scan of `jaxrnn.step`. `rule` has the first two lines, and
-the other two as their ``custom_jvp`` rule; `plan` chooses how the products are formed, `chunks`
-cuts them in time. `unrolling` puts them together as `unroll`.
+`reference` is the definition: a plain scan of `jaxrnn.step`. `rule` has `unroll`, the first two
+lines, and the other two as their ``custom_jvp`` rule. `plan` chooses how the products are formed,
+`chunks` cuts them in time.
 """
 
 from jaxrnn.recurrence.reference import unroll_plain
-from jaxrnn.recurrence.unrolling import unroll
+from jaxrnn.recurrence.rule import unroll
 
 __all__ = ["unroll", "unroll_plain"]

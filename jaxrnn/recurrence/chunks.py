@@ -17,8 +17,8 @@ def scan_chunks(
     state: Any,
     steps: Any,
     size: int,
-    *,
     reverse: bool,
+    *,
     starts: Any = (),
     remat: bool = False,
 ) -> tuple[Any, Array]:
@@ -33,29 +33,22 @@ def scan_chunks(
     # Inside a scan nothing can be merged across the checkpoint, so no barrier is needed.
     body = jax.checkpoint(run, prevent_cse=False) if remat else run
     count, tail = divmod(num_steps, size)
-    main = jax.tree.map(
+    whole = jax.tree.map(
         lambda leaf: leaf[: count * size].reshape(count, size, *leaf.shape[1:]), steps
     )
-    main_starts = jax.tree.map(lambda leaf: leaf[:count], starts)
+    chunks = (whole, jax.tree.map(lambda leaf: leaf[:count], starts))
     rest = jax.tree.map(lambda leaf: leaf[count * size :], steps)
-    rest_start = jax.tree.map(lambda leaf: leaf[-1], starts)
-
-    def run_main(state: Any) -> tuple[Any, Array]:
-        state, ys = lax.scan(body, state, (main, main_starts), reverse=reverse)
-        return state, ys.reshape(count * size, *ys.shape[2:])
-
-    if not tail:
-        return run_main(state)
-    if reverse:
-        state, rest_ys = alone(state, (rest, rest_start))
-        state, main_ys = run_main(state)
-    else:
-        state, main_ys = run_main(state)
-        state, rest_ys = alone(state, (rest, rest_start))
-    return state, jnp.concatenate([main_ys, rest_ys])
+    last_chunk = (rest, jax.tree.map(lambda leaf: leaf[-1], starts))
+    if tail and reverse:
+        state, last_ys = alone(state, last_chunk)
+    state, ys = lax.scan(body, state, chunks, reverse=reverse)
+    ys = ys.reshape(count * size, *ys.shape[2:])
+    if tail and not reverse:
+        state, last_ys = alone(state, last_chunk)
+    return state, jnp.concatenate([ys, last_ys]) if tail else ys
 
 
-def states_before_chunks(h0: Array, states: Array, size: int, *, reverse: bool) -> Array:
+def states_before_chunks(h0: Array, states: Array, size: int, reverse: bool) -> Array:
     """The state [chunks, *B, H] before the first step that each chunk of `states` computes."""
     if states.shape[0] <= size:
         return h0[None]

@@ -1,4 +1,4 @@
-"""The recurrence and the one rule by which it is differentiated.
+"""`unroll`, and the one rule by which the recurrence is differentiated.
 
 Forward mode is the rule as it stands. Reverse mode is JAX's own transpose of it, which is
 back-propagation through time in its best form: the backward scan carries only the state's
@@ -16,13 +16,94 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
+from jaxrnn._checks import check_flag, check_size
 from jaxrnn._products import product
 from jaxrnn._types import Activation, Array, accumulation_dtype
 from jaxrnn.cell import input_product
-from jaxrnn.params import RNNParams
+from jaxrnn.params import RNNParams, initial_unit_state
 from jaxrnn.recurrence.chunks import scan_chunks, states_before_chunks
-from jaxrnn.recurrence.plan import Plan, make_products, make_push
-from jaxrnn.recurrence.reference import Steps, restart, where_unmasked
+from jaxrnn.recurrence.plan import Plan, make_plan, make_products, make_push
+from jaxrnn.recurrence.reference import Steps, prepare_unroll, restart, where_unmasked, zero_masked
+
+
+def unroll(
+    params: RNNParams,
+    h0: Array | None,
+    xs: Array,
+    *,
+    activation: Activation = jnp.tanh,
+    mask: Array | None = None,
+    resets: Array | None = None,
+    reverse: bool = False,
+    chunk_size: int | None = None,
+    remat: bool = False,
+) -> tuple[Array, Array]:
+    """Run the network over a sequence: `step` at every time step, as ``lax.scan`` of it would.
+
+    Args:
+      params: RNNParams with sizes D and H.
+      h0: the state before the first step, [*B, H]; None means the initial state.
+      xs: inputs, [T, *B, D], floating-point, integer or bool. T and any of B may be 0.
+      activation: any elementwise function. It must be hashable and close over no traced value.
+        Define it once, so that it is compiled once.
+      mask: [T, *B] bool. Where it is False the step is skipped: the state is held, the output is 0,
+        and the input is never read, NaN included.
+      resets: [T, *B] bool. A reset marks the first step of a segment in input order: the state
+        before it is the initial state. With `reverse`, a segment's last step starts from the
+        initial state. A reset at a masked step has no effect.
+      reverse: run from the last step to the first. Outputs remain in input order.
+      chunk_size: time steps per chunk. Affects memory traffic, never the result. Default: one
+        chunk, but on a CPU, where states take more than 4 MiB, chunks of about 1.5 MiB. A symbolic
+        T (``jax.export``) is always one chunk.
+      remat: recompute a chunk's states in the backward pass, so that only the states between chunks
+        are stored. The default chunk then has about sqrt(T) steps, which stores least.
+
+    Returns:
+      (h_last [*B, H], hs [T, *B, H]) in the result type of params and inputs.
+
+    Raises:
+      TypeError, ValueError: an argument is not as described.
+    """
+    check_chunks(chunk_size, remat)
+    params, h0, steps = prepare_unroll(params, h0, xs, mask, resets, activation, reverse)
+    h_last, states = unroll_prepared(params, h0, steps, activation, reverse, chunk_size, remat)
+    return h_last, zero_masked(steps.mask, states)
+
+
+def check_chunks(chunk_size: Any, remat: Any) -> None:
+    """Refuse bad options of the chunks."""
+    check_flag("remat", remat)
+    if chunk_size is not None:
+        check_size("chunk_size", chunk_size)
+
+
+def unroll_prepared(
+    params: RNNParams,
+    h0: Array,
+    steps: Steps,
+    activation: Activation,
+    reverse: bool,
+    chunk_size: int | None,
+    remat: bool,
+) -> tuple[Array, Array]:
+    """`unroll` of what `prepare_unroll` returned: (h_last, states), held where masked."""
+    shape, num_steps = h0.shape, steps.xs.shape[0]
+    if all(size == 1 for size in shape[:-1]):  # such axes only make XLA copy between layouts
+        h0 = h0.reshape(shape[-1])
+        flat = (None if leaf is None else leaf.reshape(num_steps) for leaf in steps[1:])
+        steps = Steps(steps.xs.reshape(num_steps, steps.xs.shape[-1]), *flat)
+    # Broadcast outside every loop, so that its cotangent is summed over the batch only once.
+    params = params._replace(h0=jnp.broadcast_to(initial_unit_state(params), h0.shape))
+    plan = make_plan(h0, steps.xs.shape[-1], num_steps, chunk_size, remat)
+    run = functools.partial(recur, Setting(activation, reverse, plan), params)
+    if remat:
+        h_last, states = scan_chunks(
+            lambda h, chunk: run(h, chunk[0]), h0, steps, plan.chunk_size, reverse, remat=True
+        )
+    else:
+        h_last, states = run(h0, steps)
+    return h_last.reshape(shape), states.reshape(num_steps, *shape)
+
 
 SLOPES: dict[Activation, Activation] = {
     jnp.tanh: lambda h: 1 - h * h,
@@ -34,13 +115,6 @@ SLOPES: dict[Activation, Activation] = {
 """f'(a) as a function of the output f(a), for the activations that have one."""
 
 
-class Weights(NamedTuple):
-    """The parameters, without their initial state, and the initial state [*B, H]."""
-
-    params: RNNParams
-    initial: Array
-
-
 class Setting(NamedTuple):
     """What is static in a recurrence."""
 
@@ -50,11 +124,11 @@ class Setting(NamedTuple):
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def recur(setting: Setting, weights: Weights, h0: Array, steps: Steps) -> tuple[Array, Array]:
+def recur(setting: Setting, params: RNNParams, h0: Array, steps: Steps) -> tuple[Array, Array]:
     """``h_t = f(U x_t + b + W h_{t-1})``: (h_last [*B, H], states [T, *B, H] held where masked).
 
-    The resets in `steps` are those of `find_restarts`."""
-    prepare, combine = make_products(setting.plan.strategy, weights.params)
+    The initial state is ``params.h0`` [*B, H], and the resets are those of `find_restarts`."""
+    prepare, combine = make_products(setting.plan.strategy, params)
 
     def run(h: Array, chunk: tuple[Steps, Any]) -> tuple[Array, Array]:
         steps = chunk[0]
@@ -63,32 +137,32 @@ def recur(setting: Setting, weights: Weights, h0: Array, steps: Steps) -> tuple[
         return lax.scan(body, h, steps, reverse=setting.reverse)
 
     def body(h: Array, now: Steps) -> tuple[Array, Array]:
-        a = combine(now.xs, restart(now.resets, weights.initial, h))
+        a = combine(now.xs, restart(now.resets, params.h0, h))
         h = where_unmasked(now.mask, setting.activation(a).astype(h.dtype), h)
         return h, h
 
     # Chunks keep in cache what is computed before the scan; without such there is nothing to cut.
     size = steps.xs.shape[0] if prepare is None else setting.plan.chunk_size
-    return scan_chunks(run, h0, steps, size, reverse=setting.reverse)
+    return scan_chunks(run, h0, steps, size, setting.reverse)
 
 
 def _recur_jvp(setting: Setting, primals: Any, tangents: Any) -> Any:
-    weights, h0, steps = primals
-    d_weights, d_h0, d_steps = tangents
+    params, h0, steps = primals
+    d_params, d_h0, d_steps = tangents
     h_last, states = recur(setting, *primals)
-    d_initial = _instantiate(d_weights.initial)
+    d_initial = _instantiate(d_params.h0)
     d_xs = None if isinstance(d_steps.xs, SymbolicZero) else d_steps.xs
     slope = SLOPES.get(setting.activation)
-    push = make_push(setting.plan.strategy, weights.params.w_hh)
+    push = make_push(setting.plan.strategy, params.w_hh)
 
     # The rule stands outside the chunks, so that their states are stored once, as outputs, and not
     # again for the backward pass; what a chunk computes from them is recomputed there.
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def run(dh: Array, chunk: Any) -> tuple[Array, Array]:
         (states, d_xs, (xs, mask, restarts)), start = chunk
-        before = restart(restarts, weights.initial, _shift(states, start, setting.reverse))
-        at = states if slope is not None else _pre_activations(weights.params, xs, before)
-        dz = _input_tangent(weights.params, d_weights.params, before, xs, d_xs)
+        before = restart(restarts, params.h0, _shift(states, start, setting.reverse))
+        at = states if slope is not None else _pre_activations(params, xs, before)
+        dz = _input_tangent(params, d_params, before, xs, d_xs)
         return lax.scan(body, dh, (at, dz, mask, restarts), reverse=setting.reverse)
 
     # Without the checkpoint, f' would be stored beside the states; it is cheaper to recompute.
@@ -104,9 +178,9 @@ def _recur_jvp(setting: Setting, primals: Any, tangents: Any) -> Any:
         return dh, dh
 
     size, reverse = setting.plan.chunk_size, setting.reverse
-    starts = states_before_chunks(h0, states, size, reverse=reverse)
-    chunked = (states, d_xs, steps)
-    d_out = scan_chunks(run, _instantiate(d_h0), chunked, size, reverse=reverse, starts=starts)
+    starts = states_before_chunks(h0, states, size, reverse)
+    arrays = (states, d_xs, steps)
+    d_out = scan_chunks(run, _instantiate(d_h0), arrays, size, reverse, starts=starts)
     return (h_last, states), d_out
 
 

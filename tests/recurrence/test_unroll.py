@@ -9,7 +9,7 @@ import pytest
 from jax.test_util import check_grads
 
 import jaxrnn
-from jaxrnn.recurrence import unrolling
+from jaxrnn.recurrence import rule
 from jaxrnn.recurrence.plan import Plan, make_plan
 from tests.support import oracle
 from tests.support.checks import (
@@ -70,7 +70,7 @@ def choose(monkeypatch, strategy):
     def plan(*arguments):
         return make_plan(*arguments)._replace(strategy=strategy)
 
-    monkeypatch.setattr(unrolling, "make_plan", plan)
+    monkeypatch.setattr(rule, "make_plan", plan)
 
 
 @pytest.mark.parametrize(
