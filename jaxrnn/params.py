@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec as P
 
 from jaxrnn._checks import (
     as_array,
@@ -81,7 +83,27 @@ def cast_call(
     check_elementwise(activation, shape, accumulation_dtype(dtype))
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf).astype(dtype), params)
     h = jnp.broadcast_to(initial_unit_state(params), shape) if h is None else h.astype(dtype)
-    return params, h, x.astype(dtype)
+    rank = len(batch_shape)
+    return params, match_batch(h, x, x.ndim - 1 - rank, rank, params), x.astype(dtype)
+
+
+def match_batch(state: Any, x: Array, first: int, rank: int, others: Any = ()) -> Any:
+    """`state` [*B, ...] with the device types of inputs `x`, whose `rank` batch axes begin at axis
+    `first`, since a scan carries one type: sharded over the explicit mesh axes that the batch is
+    sharded over, and varying over the axes of ``jax.shard_map`` that `x` or `others` vary over."""
+    spec = jax.typeof(x).sharding.spec[first : first + rank]
+    varying = frozenset[str]().union(
+        *(jax.typeof(leaf).manual_axis_type.varying for leaf in jax.tree.leaves((x, others)))
+    )
+
+    def place(leaf: Array) -> Array:
+        missing = varying - jax.typeof(leaf).manual_axis_type.varying
+        if missing:
+            leaf = lax.pcast(leaf, tuple(sorted(missing)), to="varying")
+        full = P(*spec, *[None] * (leaf.ndim - rank))
+        return leaf if jax.typeof(leaf).sharding.spec == full else jax.sharding.reshard(leaf, full)
+
+    return jax.tree.map(place, state)
 
 
 def initial_unit_state(params: RNNParams) -> Array:

@@ -18,6 +18,7 @@ from jaxrnn._checks import (
     check_size,
 )
 from jaxrnn._types import Array, Key, Params, Shape, State
+from jaxrnn.params import match_batch
 from jaxrnn.recurrence.reference import zero_masked
 
 
@@ -124,12 +125,16 @@ def make_layer(
         state, ys = run(params, state, inputs, key)
         return state, zero_masked(inputs.mask, ys)
 
+    def begin(params: Params, state: State, x: Array, first: int, *others: Any) -> State:
+        batch = x.shape[first : x.ndim - (not reads_tokens)]
+        state = _complete(state, start, params, batch)
+        return match_batch(state, x, first, len(batch), (params, *others))
+
     def step(params: Params, state: State, x: Array) -> tuple[State, Array]:
         if not causal:
             raise ValueError("step was called of a layer that is not causal, expected unroll")
         x = check_inputs("x", x, None if reads_tokens else input_size, "[*B, D]")
-        state = _complete(state, start, params, x.shape if reads_tokens else x.shape[:-1])
-        return run(params, state, Inputs(x, single=True), None)
+        return run(params, begin(params, state, x, 0), Inputs(x, single=True), None)
 
     def unroll(
         params: Params,
@@ -144,7 +149,7 @@ def make_layer(
         xs = check_inputs("xs", xs, None if reads_tokens else input_size, "[T, *B, D]")
         shape = xs.shape if reads_tokens else xs.shape[:-1]
         inputs = _check_sequence(xs, shape, mask, resets, reverse, key)
-        return run_masked(params, _complete(state, start, params, shape[1:]), inputs, key)
+        return run_masked(params, begin(params, state, xs, 1, mask, resets), inputs, key)
 
     functions = (checked_init, start, step, unroll, run_masked)
     return Layer(input_size, output_size, *functions, causal, reads_tokens)

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec as P
 
 from jaxrnn._checks import (
     as_array,
@@ -19,6 +21,7 @@ from jaxrnn._products import product
 from jaxrnn._types import Array, Initializer, Key, Shape
 from jaxrnn.layers.contract import Inputs, Layer, make_layer
 from jaxrnn.params import draw_weights
+from jaxrnn.recurrence.reference import select
 
 
 class DenseParams(NamedTuple):
@@ -68,7 +71,7 @@ def dense(
         dtype = jnp.result_type(w, xs) if jnp.issubdtype(xs.dtype, jnp.floating) else w.dtype
         ys = product(xs.astype(dtype), w.astype(dtype))
         if params.b is not None:
-            ys = ys + jnp.broadcast_to(jnp.asarray(params.b).astype(ys.dtype), ys.shape)
+            ys = ys + lax.broadcast_like(jnp.asarray(params.b).astype(ys.dtype), ys)
         return state, ys.astype(dtype)
 
     return make_layer(input_size, output_size, init, initial_state, run)
@@ -102,7 +105,10 @@ def embedding(
         xs = inputs.xs
         xs = xs if xs.dtype.itemsize >= 4 else xs.astype(jnp.int32)  # to hold num_tokens
         positions = jnp.where(xs < 0, num_tokens, xs)  # a negative index would count from the end
-        return state, jnp.take(params, positions, axis=0, mode="fill", fill_value=jnp.nan)
+        spec = jax.typeof(xs).sharding.spec
+        return state, jnp.asarray(params).at[positions].get(
+            mode="fill", fill_value=jnp.nan, out_sharding=P(*spec, None) if any(spec) else None
+        )
 
     return make_layer(num_tokens, output_size, init, initial_state, run, reads_tokens=True)
 
@@ -133,9 +139,9 @@ def dropout(size: int, rate: float | Array, *, shared_over_time: bool = False) -
         shape = xs.shape[1:] if shared_over_time else xs.shape
         keep = jax.random.bernoulli(key, 1 - rate, shape)
         if shared_over_time:
-            keep = jnp.where(state.drawn[..., None], state.keep, keep)
+            keep = select(state.drawn, state.keep, lax.broadcast_like(keep, state.keep))
             state = DropoutState(keep, jnp.ones_like(state.drawn))
-            keep = keep[None]
+        keep = lax.broadcast_like(keep, xs)
         return state, jnp.where(keep, xs / jnp.asarray(1 - rate, xs.dtype), jnp.zeros_like(xs))
 
     return make_layer(size, size, lambda key: (), initial_state, run)

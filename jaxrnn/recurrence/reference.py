@@ -11,7 +11,7 @@ from jax import lax
 from jaxrnn._checks import check_activation, check_flag, check_inputs, check_mask
 from jaxrnn._types import Activation, Array
 from jaxrnn.cell import advance
-from jaxrnn.params import RNNParams, cast_call, check_params, initial_unit_state
+from jaxrnn.params import RNNParams, cast_call, check_params, initial_unit_state, match_batch
 
 
 class Steps(NamedTuple):
@@ -39,7 +39,7 @@ def unroll_plain(
     params, h0, (xs, mask, restarts) = prepare_unroll(
         params, h0, xs, mask, resets, activation, reverse
     )
-    initial = jnp.broadcast_to(initial_unit_state(params), h0.shape)
+    initial = lax.broadcast_like(initial_unit_state(params), h0)
 
     def body(h: Array, now: Steps) -> tuple[Array, Array]:
         h_new = advance(params, restart(now.resets, initial, h), now.xs, activation)
@@ -60,6 +60,7 @@ def prepare_unroll(
     mask = check_mask("mask", mask, xs.shape[:-1])
     resets = check_mask("resets", resets, xs.shape[:-1])
     params, h0, xs = cast_call(params, h0, xs, xs.shape[1:-1], activation, name="h0")
+    h0 = match_batch(h0, xs, 1, xs.ndim - 2, (mask, resets))
     return params, h0, Steps(zero_masked(mask, xs), mask, find_restarts(resets, mask, reverse))
 
 
@@ -70,7 +71,7 @@ def select(condition: Array, yes: Any, no: Any) -> Any:
 
     def choose(yes: Array, no: Array) -> Array:
         axes = range(condition.ndim, no.ndim)
-        return jnp.where(lax.expand_dims(condition, axes), jnp.broadcast_to(yes, no.shape), no)
+        return jnp.where(lax.expand_dims(condition, axes), lax.broadcast_like(yes, no), no)
 
     return jax.tree.map(choose, yes, no)
 

@@ -93,7 +93,7 @@ def unroll_prepared(
         flat = (None if leaf is None else leaf.reshape(num_steps) for leaf in steps[1:])
         steps = Steps(steps.xs.reshape(num_steps, steps.xs.shape[-1]), *flat)
     # Broadcast outside every loop, so that its cotangent is summed over the batch only once.
-    params = params._replace(h0=jnp.broadcast_to(initial_unit_state(params), h0.shape))
+    params = params._replace(h0=lax.broadcast_like(initial_unit_state(params), h0))
     plan = make_plan(h0, steps.xs.shape[-1], num_steps, chunk_size, remat)
     run = functools.partial(recur, Setting(activation, reverse, plan), params)
     if remat:
@@ -150,7 +150,7 @@ def _recur_jvp(setting: Setting, primals: Any, tangents: Any) -> Any:
     params, h0, steps = primals
     d_params, d_h0, d_steps = tangents
     h_last, states = recur(setting, *primals)
-    d_initial = _instantiate(d_params.h0)
+    d_initial = _instantiate(d_params.h0, params.h0)
     d_xs = None if isinstance(d_steps.xs, SymbolicZero) else d_steps.xs
     slope = SLOPES.get(setting.activation)
     push = make_push(setting.plan.strategy, params.w_hh)
@@ -180,7 +180,7 @@ def _recur_jvp(setting: Setting, primals: Any, tangents: Any) -> Any:
     size, reverse = setting.plan.chunk_size, setting.reverse
     starts = states_before_chunks(h0, states, size, reverse)
     arrays = (states, d_xs, steps)
-    d_out = scan_chunks(run, _instantiate(d_h0), arrays, size, reverse, starts=starts)
+    d_out = scan_chunks(run, _instantiate(d_h0, h0), arrays, size, reverse, starts=starts)
     return (h_last, states), d_out
 
 
@@ -202,7 +202,7 @@ def _input_tangent(
 ) -> Array:
     """The part of each step's tangent that does not depend on dh, ``U dx + dU x + dW h + db``."""
     dtype = accumulation_dtype(before.dtype)
-    dz = jnp.zeros(before.shape, dtype) if d_xs is None else product(d_xs, params.w_ih)
+    dz = jnp.zeros_like(before, dtype) if d_xs is None else product(d_xs, params.w_ih)
     if not isinstance(d_params.w_ih, SymbolicZero):
         dz = dz + product(xs, d_params.w_ih)
     if not isinstance(d_params.w_hh, SymbolicZero):
@@ -212,10 +212,8 @@ def _input_tangent(
     return dz
 
 
-def _instantiate(tangent: Any) -> Array:
-    if isinstance(tangent, SymbolicZero):
-        return jnp.zeros(tangent.shape, tangent.dtype)
-    return tangent
+def _instantiate(tangent: Any, primal: Array) -> Array:
+    return jnp.zeros_like(primal) if isinstance(tangent, SymbolicZero) else tangent
 
 
 def _slope_at(activation: Activation, a: Array) -> Array:

@@ -27,10 +27,10 @@ def command(function, *arguments):
     return [sys.executable, "-c", code]
 
 
-def run_alone(function, folder):
+def run_alone(function, folder, *arguments):
     """Call a function of a test file in a new process, whose working directory is `folder`."""
     done = subprocess.run(
-        command(function),
+        command(function, *arguments),
         cwd=folder,
         env=environment(),
         capture_output=True,

@@ -1,0 +1,182 @@
+"""Inside `jax.shard_map` with its type check on, and on a mesh of explicit axes, everything equals
+one device: arrays carry there, in their types, how they are spread over devices.
+
+A process has a fixed number of CPU devices: each test calls a function of this file in a new one.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jaxrnn
+from jaxrnn.host import use_cpu_devices
+from tests.support.checks import assert_close, draw_marks, draw_rnn, random_like
+from tests.support.layer_registry import TOKENS, layer_calls
+from tests.support.processes import run_alone
+
+T, B, D, H = 6, 4, 3, 5
+WHOLE, SPLIT = P(), P(None, "data")
+AUTO, EXPLICIT = AxisType.Auto, AxisType.Explicit
+
+
+def make_mesh(kind):
+    return jax.make_mesh((2,), ("data",), axis_types=(kind,))
+
+
+def in_typed_shard_map(function, specs, out_specs):
+    """`function` inside ``jax.shard_map``, whose type check is on by default."""
+    mesh = make_mesh(AUTO)
+    return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=out_specs))
+
+
+def on_explicit_mesh(function, specs, out_specs):
+    """`function` of arrays that are sharded over explicit axes; so are its outputs."""
+    mesh = make_mesh(EXPLICIT)
+
+    def place(spec, tree):
+        return jax.tree.map(lambda leaf: jax.device_put(leaf, NamedSharding(mesh, spec)), tree)
+
+    def call(*arguments):
+        with jax.set_mesh(mesh):
+            arguments = tuple(map(place, specs, arguments))
+            result = jax.jit(function)(*arguments)
+        for spec, part in zip(out_specs, result, strict=True):
+            for leaf in jax.tree.leaves(part):
+                got = jax.typeof(leaf).sharding.spec
+                assert got == P(*spec, *[None] * (leaf.ndim - len(spec))), (spec, got)
+        return result
+
+    return call
+
+
+WAYS = {"typed shard_map": in_typed_shard_map, "explicit mesh": on_explicit_mesh}
+OPTIONS = [
+    {},
+    {"reverse": True},
+    {"activation": jax.nn.silu},
+    {"chunk_size": 4},
+    {"remat": True, "chunk_size": 2},
+]
+
+
+def compare_unrolls(way):
+    key = jax.random.key(0)
+    params = draw_rnn(key, D, H)
+    h0, xs = jax.random.normal(key, (B, H)), jax.random.normal(key, (T, B, D))
+    marks = draw_marks(key, (T, B))
+    cotangents = random_like(key, (h0, jnp.zeros((T, B, H))))
+    for plain in (False, True):
+        for options in OPTIONS[: 3 if plain else None]:
+            for mask, resets in (marks, (None, None)):
+                unroll = functools.partial(
+                    jaxrnn.unroll_plain if plain else jaxrnn.unroll, **options
+                )
+
+                def run(params, h0, xs, mask, resets, cotangents, unroll=unroll):
+                    outputs, pull = jax.vjp(
+                        lambda *a: unroll(*a, mask=mask, resets=resets), params, h0, xs
+                    )
+                    alone = unroll(params, None, xs, mask=mask, resets=resets)[1]
+                    return outputs[0], outputs[1], alone, *pull(cotangents)
+
+                arguments = (params, h0, xs, mask, resets, cotangents)
+                # The typed transpose sums the gradient of what is whole over the devices.
+                specs = (WHOLE, P("data"), SPLIT, SPLIT, SPLIT, (P("data"), SPLIT))
+                outs = (P("data"), SPLIT, SPLIT, WHOLE, P("data"), SPLIT)
+                if way == "explicit mesh":
+                    arguments = (*arguments[:5], cotangents[1])
+                    specs = (*specs[:5], SPLIT)
+                    original = run
+
+                    def run(*a, original=original):
+                        return original(*a[:5], (jnp.zeros_like(a[1]), a[5]))
+
+                expected = jax.jit(run)(*arguments)
+                got = WAYS[way](run, specs, outs)(*arguments)
+                assert_close(got, expected, length=T * B * H, what=(way, plain, options))
+
+
+def compare_layers(way):
+    for name, call in layer_calls().items():
+        layer, key = call(), jax.random.key(1)
+        params = layer.init(key)
+        if layer.reads_tokens:
+            xs = jax.random.randint(key, (T, B), 0, TOKENS)
+        else:
+            xs = jax.random.normal(key, (T, B, layer.input_size))
+        mask, resets = draw_marks(key, (T, B))
+        cotangent = jax.random.normal(key, (T, B, layer.output_size))
+
+        def run(params, xs, mask, resets, cotangent, layer=layer, key=key):
+            def outputs(params):
+                # a device's own key would draw other units: what is random stays out of here
+                state, ys = layer.unroll(params, None, xs, mask=mask, resets=resets)
+                again = layer.unroll(params, state, xs)[1] if layer.causal else ys
+                if layer.causal:
+                    again = again + layer.step(params, state, xs[0])[1][None]
+                return ys + again
+
+            ys, pull = jax.vjp(outputs, params)
+            return ys, *pull(cotangent)
+
+        arguments = (params, xs, mask, resets, cotangent)
+        specs = (WHOLE, *[SPLIT] * 4)
+        got = WAYS[way](run, specs, (SPLIT, WHOLE))(*arguments)
+        assert_close(got, jax.jit(run)(*arguments), length=T * B * 10, what=(way, name))
+
+
+def compare_dropout(way):
+    """On an explicit mesh the units that are dropped are those of one device."""
+    assert way == "explicit mesh"
+    xs, key = jnp.ones((T, B, D)), jax.random.key(2)
+    for shared in (False, True):
+        layer = jaxrnn.dropout(D, 0.5, shared_over_time=shared)
+
+        def run(xs, layer=layer):
+            return (layer.unroll((), None, xs, key=key)[1],)
+
+        got, expected = on_explicit_mesh(run, (SPLIT,), (SPLIT,))(xs), run(xs)
+        np.testing.assert_array_equal(got[0], expected[0])
+        assert 0 < np.mean(expected[0] == 0) < 1
+
+
+def compare_training(way):
+    layer, key = jaxrnn.deep_rnn((D, H, 2), dtype=jnp.float64), jax.random.key(3)
+    xs, ys = jax.random.normal(key, (T, B, D)), jax.random.normal(key, (T, B, 2))
+    optimizer = optax.sgd(0.05, momentum=0.9)
+    start = jaxrnn.init_train_state(layer.init(key), optimizer, key)
+
+    def train(state, xs, ys):
+        def loss_fn(params, batch, key):
+            del key
+            loss = jnp.mean((layer.unroll(params, None, batch[0])[1] - batch[1]) ** 2)
+            return (jax.lax.pmean(loss, "data") if way == "typed shard_map" else loss), {}
+
+        step = jaxrnn.make_train_step(loss_fn, optimizer)
+        state, metrics = jaxrnn.train_steps(step, state, lambda key, step: (xs, ys), 5)
+        return (state.params, metrics["loss"])
+
+    got = WAYS[way](train, (WHOLE, SPLIT, SPLIT), (WHOLE, WHOLE))(start, xs, ys)
+    way = "one device"
+    expected = jax.jit(train)(start, xs, ys)
+    assert_close(got, expected, length=5 * T * B * H)
+
+
+TASKS = [compare_unrolls, compare_layers, compare_training]
+CASES = [(task, way) for task in TASKS for way in WAYS] + [(compare_dropout, "explicit mesh")]
+
+
+def run_case(task, way):
+    use_cpu_devices(2)
+    next(known for known in (*TASKS, compare_dropout) if known.__name__ == task)(way)
+
+
+@pytest.mark.parametrize(("task", "way"), CASES, ids=lambda case: getattr(case, "__name__", case))
+def test_what_arrays_say_of_devices_changes_no_value_and_no_gradient(tmp_path, task, way):
+    run_alone(run_case, tmp_path, task.__name__, way)
