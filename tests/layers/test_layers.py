@@ -42,7 +42,10 @@ def draw(name, key, shape=(T, B)):
 
 
 def test_every_public_function_that_returns_a_layer_has_an_entry_in_the_registry():
-    assert layer_functions() == {call.func for call in CALLS.values()}
+    covered = {call.func for call in CALLS.values()}  # of a docstring too, which has no module
+    assert layer_functions() == {
+        made for made in covered if str(made.__module__).startswith("jaxrnn")
+    }
 
 
 def test_a_new_function_that_returns_a_layer_is_found(monkeypatch):

@@ -7,6 +7,7 @@ import functools
 import importlib
 import inspect
 import pkgutil
+import textwrap
 import typing
 
 import jax
@@ -50,7 +51,31 @@ def layer_calls(dtype=jnp.float64):
         "chunked network": call(jaxrnn.chunked, deep(), 2, remat=True),
         "chunked, truncated": call(jaxrnn.chunked, gru(D, 4, dtype)(), 4, stop_gradient=True),
         "chunked dropout": call(jaxrnn.chunked, jaxrnn.stack(shared_dropout(), rnn(D, 2)), 4),
+        "combinator of a docstring": call(documented_combinator(), rnn(D, 4, learn_h0=True)),
+        "layer of one's own": call(jaxrnn.make_layer, D, D, *affine_functions(D, dtype)),
     }
+
+
+def documented_combinator():
+    """`concatenated`, as the docstring of `make_layer` prints it."""
+    lines = inspect.getdoc(jaxrnn.make_layer).split("beside its outputs:\n")[1]
+    names = {}
+    exec(textwrap.dedent(lines), names)
+    return names["concatenated"]
+
+
+def affine_functions(size, dtype):
+    """`init`, `initial_state` and `run` of a layer that does not look at the mask itself: what it
+    adds to its inputs shows if masked outputs are not set to 0."""
+
+    def run(params, state, inputs, key):
+        ys = 2 * inputs.xs.astype(dtype) + jax.lax.broadcast_like(params, inputs.xs)
+        return state, ys
+
+    def initial_state(params, batch_shape):
+        return ()
+
+    return lambda key: jnp.ones(size, dtype), initial_state, run
 
 
 def gru(input_size, units, dtype):
