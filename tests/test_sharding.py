@@ -1,4 +1,4 @@
-"""Training over devices and hosts is training on one device, and exchanges one array a step.
+"""Training over devices and hosts is training on one device, and exchanges one array per step.
 
 A process has a fixed number of CPU devices, so that what needs several runs in a process of its
 own: `run_alone` calls a function of this file in a new one.
