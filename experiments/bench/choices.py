@@ -52,7 +52,8 @@ def measure_strategies(
         workload = make_workload(case, seed)
         with force_strategy(None) as used:
             jax.eval_shape(library_outputs(case), workload.params, (workload.xs, None))
-        chosen, entrants = used.pop(), {}
+        chosen = used.pop()
+        entrants: dict[str, Entrant] = {}
         for name in STRATEGIES:
             with force_strategy(name):
                 entrants[name] = build_library(workload, "gradient")

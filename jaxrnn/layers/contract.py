@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from jaxrnn._checks import (
     as_array,
+    check_batch_shape,
     check_flag,
     check_function,
     check_inputs,
@@ -108,33 +109,27 @@ def make_layer(
     """
     input_size = check_size("input_size", input_size)
     output_size = check_size("output_size", output_size)
-    check_function("init", init)
-    check_function("initial_state", initial_state)
-    check_function("run", run)
+    for name, function in (("init", init), ("initial_state", initial_state), ("run", run)):
+        check_function(name, function)
+    features = None if reads_tokens else input_size
 
     def checked_init(key: Key) -> Params:
         check_key("key", key)
         return init(key)
 
     def start(params: Params, batch_shape: Shape = ()) -> State:
-        if not isinstance(batch_shape, tuple | list):
-            raise TypeError(f"batch_shape is {batch_shape!r}, expected a tuple of sizes")
+        check_batch_shape(batch_shape)
         return initial_state(params, tuple(batch_shape))
 
     def run_masked(params: Params, state: State, inputs: Inputs, key: Key | None) -> Any:
         state, ys = run(params, state, inputs, key)
         return state, zero_masked(inputs.mask, ys)
 
-    def begin(params: Params, state: State, x: Array, first: int, *others: Any) -> State:
-        batch = x.shape[first : x.ndim - (not reads_tokens)]
-        state = _complete(state, start, params, batch)
-        return match_batch(state, x, first, len(batch), (params, *others))
-
     def step(params: Params, state: State, x: Array) -> tuple[State, Array]:
         if not causal:
             raise ValueError("step was called of a layer that is not causal, expected unroll")
-        x = check_inputs("x", x, None if reads_tokens else input_size, "[*B, D]")
-        return run(params, begin(params, state, x, 0), Inputs(x, single=True), None)
+        inputs = Inputs(check_inputs("x", x, features, "[*B, D]"), single=True)
+        return run(params, _complete(state, start, params, inputs, features), inputs, None)
 
     def unroll(
         params: Params,
@@ -146,10 +141,9 @@ def make_layer(
         reverse: bool = False,
         key: Key | None = None,
     ) -> tuple[State, Array]:
-        xs = check_inputs("xs", xs, None if reads_tokens else input_size, "[T, *B, D]")
-        shape = xs.shape if reads_tokens else xs.shape[:-1]
-        inputs = _check_sequence(xs, shape, mask, resets, reverse, key)
-        return run_masked(params, begin(params, state, xs, 1, mask, resets), inputs, key)
+        xs = check_inputs("xs", xs, features, "[T, *B, D]")
+        inputs = _check_sequence(xs, features, mask, resets, reverse, key)
+        return run_masked(params, _complete(state, start, params, inputs, features), inputs, key)
 
     functions = (checked_init, start, step, unroll, run_masked)
     return Layer(input_size, output_size, *functions, causal, reads_tokens)
@@ -164,9 +158,10 @@ def check_layer(name: str, layer: Any, *, causal: bool = False) -> None:
 
 
 def _check_sequence(
-    xs: Array, shape: Shape, mask: Any, resets: Any, reverse: Any, key: Any
+    xs: Array, features: int | None, mask: Any, resets: Any, reverse: Any, key: Any
 ) -> Inputs:
-    """The arguments of `unroll` for sequences of `shape` [T, *B]."""
+    """The arguments of `unroll`, checked; `features` None means tokens."""
+    shape = xs.shape if features is None else xs.shape[:-1]
     mask = check_mask("mask", mask, shape)
     resets = check_mask("resets", resets, shape)
     check_flag("reverse", reverse)
@@ -175,8 +170,12 @@ def _check_sequence(
     return Inputs(zero_masked(mask, xs), mask, resets, reverse)
 
 
-def _complete(state: State, start: Callable[..., State], params: Params, batch: Shape) -> State:
+def _complete(
+    state: State, start: Any, params: Params, inputs: Inputs, features: int | None
+) -> State:
     """`state` with the initial state in place of each None; refuse one that does not fit it."""
+    xs, first = inputs.xs, 0 if inputs.single else 1
+    batch = xs.shape[first:] if features is None else xs.shape[first:-1]
 
     def is_none(leaf: Any) -> bool:
         return leaf is None
@@ -184,8 +183,11 @@ def _complete(state: State, start: Callable[..., State], params: Params, batch: 
     def fill(initial: State) -> State:
         return jax.tree.map(lambda s, i: i if s is None else s, state, initial, is_leaf=is_none)
 
+    def match(state: State) -> State:
+        return match_batch(state, xs, first, len(batch), (params, inputs.mask, inputs.resets))
+
     if state is None:
-        return start(params, batch)
+        return match(start(params, batch))
     state = jax.tree.map(lambda leaf: as_array("state", leaf), state)
     like = jax.eval_shape(lambda: start(params, batch))
     try:
@@ -197,7 +199,7 @@ def _complete(state: State, start: Callable[..., State], params: Params, batch: 
         error = ValueError if type(got) is type(expected) else TypeError
         raise error(f"state is {got}, expected {expected}, as the initial state")
     missing = any(map(is_none, jax.tree.leaves(state, is_leaf=is_none)))
-    return fill(start(params, batch)) if missing else state
+    return match(fill(start(params, batch)) if missing else state)
 
 
 def _describe(leaf: Any) -> str:

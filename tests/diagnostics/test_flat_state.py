@@ -10,8 +10,8 @@ import pytest
 
 import jaxrnn
 from jaxrnn import diagnostics
-from tests.layers.test_layers import counter
 from tests.support.checks import assert_close
+from tests.support.layer_registry import running_mean
 from tests.support.trajectories import (
     NETWORKS,
     D,
@@ -30,12 +30,12 @@ from tests.support.trajectories import (
 
 
 def test_integer_leaves_of_the_state_are_carried_along_and_tokens_are_accepted(key):
-    layer, xs = counter(3), jax.random.normal(key, (T, 3), jnp.float64)
+    layer, xs = running_mean(3, jnp.float64)(), jax.random.normal(key, (T, 3), jnp.float64)
     got = jacobians_of(layer, jnp.ones(()), None, xs)
     assert_close(got, np.tile(np.eye(3), (T, 1, 1)), length=1)
 
     def loss(state, ys):
-        assert state["seen"].dtype == jnp.int32
+        assert state["count"].dtype == jnp.int32
         return jnp.sum(ys[-1]) + jnp.sum(state["sum"])
 
     logs = norms_of(layer, jnp.ones(()), None, xs, loss_fn=loss)
@@ -126,7 +126,7 @@ def invalid_calls():
         yield name, (call, layer, params, None, [0.0]), TypeError, "xs", "list"
         yield name, (call, layer, params, None, xs[:, :1]), ValueError, "xs", "(7, 1)"
         yield name, (call, layer, params, None, xs[:, None]), ValueError, "xs", "(7, 1, 2)"
-        yield name, (call, layer, params, state[:2], xs), ValueError, "h0", "(2,)"
+        yield name, (call, layer, params, state[:2], xs), ValueError, "state", "(2,)"
         yield name, (call, layer, None, None, xs), TypeError, "params", "NoneType"
     norms, spectrum = diagnostics.gradient_norms_by_lag, diagnostics.lyapunov_spectrum
     good = (layer, params, state, xs)
@@ -160,8 +160,8 @@ def invalid_calls():
     yield "points", (find, None, params, None, starts), TypeError, "layer", "NoneType"
     yield "points", (find, both, (params,) * 2, None, starts), ValueError, "layer", "not causal"
     yield "points", (find, layer, params, xs[0, :1], starts), ValueError, "x", "(1,)"
-    yield "points", (find, layer, params, xs, starts), ValueError, "h", "(4,)"
-    yield "points", (find, layer, params, None, state), ValueError, "h", "()"
+    yield "points", (find, layer, params, xs, starts), ValueError, "state", "(4,)"
+    yield "points", (find, layer, params, None, state), ValueError, "state", "()"
     yield "points", (find, layer, params, None, starts[:0]), ValueError, "starts", "(0, 4)"
     yield "points", (find, layer, params, None, [[0.0]]), ValueError, "starts", "()"
     for options, name, got in [

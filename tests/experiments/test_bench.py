@@ -409,7 +409,7 @@ def test_the_sweep_of_strategies_times_single_layers_and_compares_their_gradient
 
 def test_a_strategy_with_a_wrong_product_is_found_and_fails_the_run(monkeypatch):
     monkeypatch.setattr(
-        "jaxrnn.recurrence.column_product", lambda x, w: 1.01 * column_product(x, w)
+        "jaxrnn.recurrence.plan.column_product", lambda x, w: 1.01 * column_product(x, w)
     )
     (row,) = measure_strategies([CASES["shape"]], 0, 0.0, 1)
     wrong = {name for name, value in row["differences"].items() if value > row["allowed"]}

@@ -8,8 +8,8 @@ import numpy as np
 
 import jaxrnn
 from jaxrnn import RNNParams, diagnostics
-from tests.layers.test_layers import gru
 from tests.support.checks import random_like
+from tests.support.layer_registry import gru
 
 D, H, T = 2, 4, 7
 IDENTITY = jax.nn.identity
@@ -24,7 +24,7 @@ def networks(dtype=jnp.float64):
         "relu": rnn(D, H, activation=jax.nn.relu),
         "learned state": rnn(D, H, learn_h0=True),
         "stack": jaxrnn.stack(rnn(D, 3), rnn(3, 2), jaxrnn.dense(2, 3, dtype=dtype)),
-        "gru": gru(D, H, dtype),
+        "gru": gru(D, H, dtype)(),
     }
 
 
