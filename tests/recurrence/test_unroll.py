@@ -146,7 +146,7 @@ def test_a_deep_network_and_its_gradients_equal_the_oracle(key, depth, direction
 
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize(("chunk_size", "strategy"), [(None, "joined"), (4, "columns")])
-@pytest.mark.parametrize("name", ["tanh", "identity", "sigmoid"])
+@pytest.mark.parametrize("name", ["tanh", "identity", "sigmoid", "softplus"])
 def test_gradients_of_second_order_pass_check_grads_in_both_modes(
     key, monkeypatch, name, chunk_size, strategy, reverse
 ):

@@ -12,6 +12,7 @@ JAX_ACTIVATIONS = {
     "identity": jax.nn.identity,
     "softsign": jax.nn.soft_sign,
     "sigmoid": jax.nn.sigmoid,
+    "softplus": jax.nn.softplus,
 }
 
 

@@ -14,6 +14,7 @@ ACTIVATIONS = {
         lambda a: 1 / (1 + np.exp(-a)),
         lambda a: np.exp(-a) / (1 + np.exp(-a)) ** 2,
     ),
+    "softplus": (lambda a: np.logaddexp(a, 0), lambda a: np.exp(-np.logaddexp(-a, 0))),
 }
 
 
