@@ -14,6 +14,7 @@ from jaxrnn._checks import (
     check_elementwise,
     check_floating,
     check_function,
+    check_key,
     check_shape,
 )
 from jaxrnn._types import Activation, Array, Initializer, Key, Shape, accumulation_dtype
@@ -114,6 +115,7 @@ def initial_unit_state(params: RNNParams) -> Array:
 def draw_weights(name: str, init: Initializer, key: Key, shape: Shape, dtype: Any) -> Array:
     """What the initializer called `name` returns, checked."""
     check_function(name, init)
+    check_key("key", key)
     value = as_array(f"the result of {name}", init(key, shape, dtype))
     check_shape(f"the result of {name}", value, shape)
     return value.astype(dtype)

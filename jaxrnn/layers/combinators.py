@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxrnn._checks import check_size
+from jaxrnn._checks import check_key, check_size
 from jaxrnn._types import Array, Key, Params, Shape, State
 from jaxrnn.layers.contract import Inputs, Layer, check_layer, make_layer
 from jaxrnn.layers.pointwise import dense, dropout
@@ -196,7 +196,8 @@ def _init_each(layers: tuple[Layer, ...]) -> tuple[Callable[[Key], Params], Call
     """`init` and `initial_state` of several layers, as tuples with one entry per layer."""
 
     def init(key: Key) -> Params:
-        keys = _split(key, len(layers))
+        check_key("key", key)
+        keys = jax.random.split(key, len(layers))
         return tuple(layer.init(k) for layer, k in zip(layers, keys, strict=True))
 
     def initial_state(params: Params, batch_shape: Shape) -> State:

@@ -113,10 +113,6 @@ def make_layer(
         check_function(name, function)
     features = None if reads_tokens else input_size
 
-    def checked_init(key: Key) -> Params:
-        check_key("key", key)
-        return init(key)
-
     def start(params: Params, batch_shape: Shape = ()) -> State:
         check_batch_shape(batch_shape)
         return initial_state(params, tuple(batch_shape))
@@ -126,8 +122,6 @@ def make_layer(
         return state, zero_masked(inputs.mask, ys)
 
     def step(params: Params, state: State, x: Array) -> tuple[State, Array]:
-        if not causal:
-            raise ValueError("step was called of a layer that is not causal, expected unroll")
         inputs = Inputs(check_inputs("x", x, features, "[*B, D]"), single=True)
         return run(params, _complete(state, start, params, inputs, features), inputs, None)
 
@@ -145,7 +139,7 @@ def make_layer(
         inputs = _check_sequence(xs, features, mask, resets, reverse, key)
         return run_masked(params, _complete(state, start, params, inputs, features), inputs, key)
 
-    functions = (checked_init, start, step, unroll, run_masked)
+    functions = (init, start, step if causal else _refuse_step, unroll, run_masked)
     return Layer(input_size, output_size, *functions, causal, reads_tokens)
 
 
@@ -155,6 +149,10 @@ def check_layer(name: str, layer: Any, *, causal: bool = False) -> None:
         raise TypeError(f"{name} is a {type(layer).__name__}, expected a Layer")
     if causal and not layer.causal:
         raise ValueError(f"{name} is not causal, expected a layer that can be stepped")
+
+
+def _refuse_step(params: Params, state: State, x: Array) -> Any:
+    raise ValueError("step was called of a layer that is not causal, expected unroll")
 
 
 def _check_sequence(
