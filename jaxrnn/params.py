@@ -43,6 +43,7 @@ def check_params(params: Any) -> RNNParams:
         if leaf is not None or name.startswith("w_"):
             params = params._replace(**{name: as_array(f"params.{name}", leaf)})
             check_floating(f"params.{name}", getattr(params, name))
+            _check_whole(f"params.{name}", getattr(params, name))
     if params.w_ih.ndim != 2:
         raise ValueError(f"params.w_ih has shape {params.w_ih.shape}, expected [H, D]")
     units = params.w_ih.shape[0]
@@ -51,6 +52,16 @@ def check_params(params: Any) -> RNNParams:
         if getattr(params, name) is not None:
             check_shape(f"params.{name}", getattr(params, name), (units,))
     return params
+
+
+def _check_whole(name: str, weights: Array) -> None:
+    """Refuse weights that are sharded over explicit mesh axes: each step would need all of them."""
+    spec = jax.typeof(weights).sharding.spec
+    if any(spec):
+        raise ValueError(
+            f"{name} is sharded over explicit mesh axes, {spec}, expected whole weights: "
+            "use jax.sharding.reshard(params, jax.P()), or shard hidden units over AxisType.Auto"
+        )
 
 
 def cast_call(

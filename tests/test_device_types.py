@@ -168,13 +168,36 @@ def compare_training(way):
     assert_close(got, expected, length=5 * T * B * H)
 
 
+def shard_hidden_units(way):
+    """Weights by rows over a second axis run on automatic axes; on explicit ones they are refused,
+    with what to do."""
+    assert way == "explicit mesh"
+    key = jax.random.key(4)
+    params, xs = draw_rnn(key, D, 2 * H), jax.random.normal(key, (T, B, D))
+    expected = jaxrnn.unroll(params, None, xs)
+    for kind in (AUTO, EXPLICIT):
+        mesh = jax.make_mesh((1, 2), ("data", "model"), axis_types=(kind, kind))
+        rows = jax.device_put(params, NamedSharding(mesh, P("model")))
+        with jax.set_mesh(mesh):
+            if kind == AUTO:
+                got = jax.jit(jaxrnn.unroll)(rows, None, xs)
+                assert_close(got, expected, length=T * H)
+                continue
+            whole = jax.sharding.reshard(rows, P())
+            assert_close(jaxrnn.unroll(whole, None, xs), expected, length=T * H)
+            with pytest.raises(ValueError, match=r"params.w_ih is sharded .*'model'.*reshard"):
+                jaxrnn.unroll(rows, None, xs)
+
+
 TASKS = [compare_unrolls, compare_layers, compare_training]
-CASES = [(task, way) for task in TASKS for way in WAYS] + [(compare_dropout, "explicit mesh")]
+EXPLICIT_ALONE = [compare_dropout, shard_hidden_units]
+CASES = [(task, way) for task in TASKS for way in WAYS]
+CASES += [(task, "explicit mesh") for task in EXPLICIT_ALONE]
 
 
 def run_case(task, way):
     use_cpu_devices(2)
-    next(known for known in (*TASKS, compare_dropout) if known.__name__ == task)(way)
+    next(known for known in (*TASKS, *EXPLICIT_ALONE) if known.__name__ == task)(way)
 
 
 @pytest.mark.parametrize(("task", "way"), CASES, ids=lambda case: getattr(case, "__name__", case))
