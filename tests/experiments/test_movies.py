@@ -1,6 +1,7 @@
 """The next frame and the closed loop, recomputed step by step in NumPy on untrained networks."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -67,24 +68,24 @@ def compute_errors(predicted, frames):
     return pixels.sum(axis=-1).mean(axis=-1)
 
 
-@pytest.fixture
-def drawn():
+@functools.cache
+def draw():
     """A network, the parameters of two, and the test videos."""
     network = movies._network(CONFIG)
     params = jax.jit(jax.vmap(network.init))(jax.random.split(jax.random.key(1), 2))
     return network, params, render(movies._draw(CONFIG, "test", CONFIG.test_videos))
 
 
-def test_the_error_of_the_next_frame_is_that_of_stepping_by_hand(drawn):
-    network, params, frames = drawn
+def test_the_error_of_the_next_frame_is_that_of_stepping_by_hand():
+    network, params, frames = draw()
     got = movies._measure(network, params, frames)
     for place in range(2):
         predicted = predict(select(params, place), frames, seen=len(frames))
         np.testing.assert_allclose(got[place], compute_errors(predicted, frames[1:]), rtol=1e-4)
 
 
-def test_alone_a_network_sees_twenty_frames_and_then_its_own_predictions(drawn):
-    network, params, frames = drawn
+def test_alone_a_network_sees_twenty_frames_and_then_its_own_predictions():
+    network, params, frames = draw()
     got = movies._measure_alone(network, params, frames)
     assert got.shape == (2, len(frames) - SEEN)
     for place in range(2):
@@ -110,8 +111,8 @@ def test_the_baselines_are_the_last_frame_and_the_clipped_extrapolation_of_two()
     )
 
 
-def test_the_film_shows_the_truth_the_next_frame_and_the_network_alone(drawn):
-    network, params, frames = drawn
+def test_the_film_shows_the_truth_the_next_frame_and_the_network_alone():
+    network, params, frames = draw()
     film = movies._film(network, select(params, 0), frames)
     first = frames[:, :1]
     expected = {

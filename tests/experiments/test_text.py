@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import math
 
 import jax
@@ -56,10 +57,11 @@ def compute_nats(params, codes, streams):
     return np.log(np.exp(logits).sum(axis=-1)) - right
 
 
-def draw_network(config=CONFIG, seed=0):
+@functools.cache
+def draw_network():
     encoded = encode("book", BOOK, len(BOOK))
-    network = text._network(config, encoded)
-    return encoded, network, network.init(jax.random.key(seed))
+    network = text._network(CONFIG, encoded)
+    return encoded, network, jax.jit(network.init)(jax.random.key(0))
 
 
 def select(params, place):
