@@ -15,6 +15,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxrnn
+from jaxrnn import diagnostics
 from jaxrnn.host import use_cpu_devices
 from tests.support.checks import assert_close, draw_marks, draw_rnn, random_like
 from tests.support.layer_registry import TOKENS, layer_calls
@@ -168,6 +169,41 @@ def compare_training(way):
     assert_close(got, expected, length=5 * T * B * H)
 
 
+def compare_diagnostics(way):
+    """Of each sequence of a batch, or from each start, that is split; whole parameters."""
+    layer, key = jaxrnn.deep_rnn((D, H, 2), dtype=jnp.float64), jax.random.key(5)
+    params = layer.init(key)
+    xs = jax.random.normal(key, (B, T, D))
+    starts = random_like(key, layer.initial_state(params, (B,)))
+
+    def run(params, xs, starts):
+        def each(diagnose, **options):
+            return jax.vmap(lambda x: diagnose(layer, params, None, x, **options))(xs)
+
+        def square(state, ys):
+            return sum(jnp.sum(leaf**2) for leaf in (*jax.tree.leaves(state), ys))
+
+        def regulariser(params):
+            logs = jax.vmap(lambda x: diagnostics.gradient_norms_by_lag(layer, params, None, x))(xs)
+            return jnp.sum(jnp.exp(logs))
+
+        points = diagnostics.fixed_points(layer, params, None, starts, num_steps=2)
+        return (
+            each(diagnostics.state_jacobians),
+            each(diagnostics.gradient_norms_by_lag),
+            each(diagnostics.gradient_norms_by_lag, loss_fn=square),
+            each(diagnostics.jacobian_singular_values),
+            each(diagnostics.lyapunov_spectrum, num_exponents=3),
+            (points.states, points.speeds, points.converged),
+            jax.vmap(lambda x: diagnostics.saturated_fraction(x, threshold=0.5))(xs),
+            jax.grad(regulariser)(params),
+        )
+
+    outs = (*[P("data")] * 7, WHOLE)
+    got = WAYS[way](run, (WHOLE, P("data"), P("data")), outs)(params, xs, starts)
+    assert_close(got, jax.jit(run)(params, xs, starts), length=T * B * H**2, what=way)
+
+
 def shard_hidden_units(way):
     """Weights by rows over a second axis run on automatic axes; on explicit ones they are refused,
     with what to do."""
@@ -189,7 +225,7 @@ def shard_hidden_units(way):
                 jaxrnn.unroll(rows, None, xs)
 
 
-TASKS = [compare_unrolls, compare_layers, compare_training]
+TASKS = [compare_unrolls, compare_layers, compare_training, compare_diagnostics]
 EXPLICIT_ALONE = [compare_dropout, shard_hidden_units]
 CASES = [(task, way) for task in TASKS for way in WAYS]
 CASES += [(task, "explicit mesh") for task in EXPLICIT_ALONE]

@@ -65,7 +65,8 @@ def fixed_points(
         check_positive("tolerance", tolerance)
     x = make_zero_input(layer, params) if x is None else as_array("x", x)
     _check_starts(starts)
-    flat = flatten_step(layer, params, jax.tree.map(lambda leaf: leaf[0], starts), x, name="x")
+    example = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape[1:], leaf.dtype), starts)
+    flat = flatten_step(layer, params, example, x, name="x")
     all_starts = jax.vmap(flat.flatten)(starts)
     if tolerance is None:
         tolerance = float(jnp.finfo(all_starts.vector.dtype).eps) ** 0.75

@@ -12,6 +12,7 @@ from jax.flatten_util import ravel_pytree
 
 from jaxrnn._checks import as_array
 from jaxrnn._types import Array, Params, State, accumulation_dtype
+from jaxrnn.diagnostics.log_products import vary_with
 from jaxrnn.layers.contract import Layer
 
 
@@ -80,6 +81,7 @@ def flatten_step(
         is_leaf=lambda node: node is None,
     )
     state = jax.tree.map(lambda leaf, like: jnp.asarray(leaf).astype(like.dtype), state, after)
+    state = vary_with(state, (inputs, params))
     flatten, unflatten = _make_flattening(state)
 
     def advance(at: FlatState, x: Array) -> tuple[FlatState, Array]:

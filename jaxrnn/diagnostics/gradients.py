@@ -119,10 +119,11 @@ def _log_spectral_norms_by_lag(flat: FlatStep, before: FlatState) -> Array:
         product = log_products.rescale(flat.pull_back(at, x, product.values), product.exponent)
         return product, log_products.log_spectral_norm(product)
 
-    dtype = flat.start.vector.dtype
-    identity = Scaled(jnp.eye(flat.start.vector.size, dtype=dtype), jnp.zeros((), jnp.int32))
+    vector = flat.start.vector
+    identity = Scaled(jnp.eye(vector.size, dtype=vector.dtype), jnp.zeros((), jnp.int32))
+    identity = log_products.vary_with(identity, vector)
     logs = lax.scan(body, identity, (before, flat.inputs), reverse=True)[1]
-    return jnp.concatenate([jnp.zeros((1,), dtype), logs[::-1]])
+    return jnp.concatenate([jnp.zeros((1,), vector.dtype), logs[::-1]])
 
 
 def jacobian_singular_values(layer: Layer, params: Params, state: State, xs: Array) -> Array:
@@ -165,7 +166,7 @@ def jacobian_singular_values(layer: Layer, params: Params, state: State, xs: Arr
         q, r = log_products.orthogonalize(flat.push_forward(*step, q))
         return (q, log_products.multiply_rows(r, rows)), None
 
-    eye = jnp.eye(vector.size, dtype=vector.dtype)
+    eye = log_products.vary_with(jnp.eye(vector.size, dtype=vector.dtype), vector)
     q, logs = lax.scan(backward, eye, (before, flat.inputs), reverse=True)
     q = q[:, jnp.argsort(-jnp.sum(logs, axis=0))]
     rows = log_products.rescale(eye, jnp.zeros(vector.shape, jnp.int32))

@@ -7,8 +7,10 @@ results remain exactly differentiable.
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import NamedTuple
+import operator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,12 +29,19 @@ class Scaled(NamedTuple):
     exponent: Array
 
 
+def vary_with(values: Any, like: Any) -> Any:
+    """`values`, as if computed from `like`: a loop that starts from them under ``vmap`` or in
+    ``jax.shard_map`` then carries one type, whatever its body mixes them with."""
+    zero = functools.reduce(operator.or_, map(jnp.any, jax.tree.leaves(like))) & False
+    return jax.tree.map(lambda leaf: leaf + zero.astype(leaf.dtype), values)
+
+
 def rescale(values: Array, exponent: Array) -> Scaled:
     """The same number with the largest absolute value in [1/2, 1). Zero keeps its exponent."""
     axes = tuple(range(exponent.ndim, values.ndim))
     largest = lax.stop_gradient(jnp.max(jnp.abs(values), axis=axes))
     limit = -int(jnp.finfo(values.dtype).minexp)
-    shift = jnp.clip(jnp.frexp(largest)[1], -limit, limit)
+    shift = jnp.clip(_frexp(largest)[1], -limit, limit)
     return Scaled(
         values * _power_of_two(-shift, values)[(..., *(None,) * len(axes))], exponent + shift
     )
@@ -105,14 +114,14 @@ def orthogonalize(columns: Array) -> tuple[Array, Array]:
         return q.at[:, j].set(unit), r.at[:, j].set((first + second).at[j].set(entry))
 
     start = jnp.zeros((size, count), columns.dtype), jnp.zeros((count, count), columns.dtype)
-    q, r = lax.fori_loop(0, count, add, start)
+    q, r = lax.fori_loop(0, count, add, vary_with(start, columns))
     return q, r * largest[None, :]
 
 
 def multiply_rows(matrix: Array, rows: Scaled) -> Scaled:
     """``matrix @ rows``, for a matrix [M, N] and rows [N, K] with one exponent per row."""
     left = rescale(matrix, jnp.zeros(matrix.shape[:1], jnp.int32))
-    mantissa, shift = jnp.frexp(left.values)
+    mantissa, shift = _frexp(left.values)
     exponents = shift + rows.exponent[None, :]
     lowest = jnp.iinfo(jnp.int32).min
     nonzero = (mantissa != 0) & jnp.any(rows.values != 0, axis=1)[None, :]
@@ -157,7 +166,7 @@ def log_singular_values(rows: Scaled) -> Array:
         return (carry[1] > tolerance) & (carry[2] < _MAX_SWEEPS)
 
     start = rescale(*rows), jnp.full((), jnp.inf, rows.values.dtype), jnp.zeros((), jnp.int32)
-    rows, _, _ = lax.while_loop(unfinished, sweep, start)
+    rows, _, _ = lax.while_loop(unfinished, sweep, vary_with(start, rows))
     return -jnp.sort(-jax.vmap(log_norm)(rows))[:count]
 
 
@@ -197,6 +206,22 @@ def _round_robin(count: int) -> np.ndarray:
         rounds.append([seats[: count // 2], seats[: count // 2 - 1 : -1]])
         seats = np.concatenate([seats[:1], seats[-1:], seats[1:-1]])
     return np.array(rounds, np.int32)
+
+
+def _frexp(x: Array) -> tuple[Array, Array]:
+    """``jnp.frexp``, which in jax 0.12 loses the axes that `x` varies over in ``jax.shard_map``.
+
+    As there, what is below the normal range becomes 0. What is not finite has exponent 0. Selects
+    between no constants, which fails under ``vmap`` on an explicit mesh in jax 0.10.0."""
+    info = jnp.finfo(x.dtype)
+    bias = 1 - int(info.minexp)
+    bits = lax.bitcast_convert_type(x, jnp.int64 if info.bits == 64 else jnp.int32)
+    biased = (bits >> info.nmant) & (2 * bias + 1)
+    exponent = biased - (bias - 1)
+    mantissa = lax.bitcast_convert_type(bits - (exponent << info.nmant), x.dtype)
+    normal, finite = biased != 0, jnp.isfinite(x)
+    exponent = exponent * (normal & finite).astype(bits.dtype)
+    return jnp.where(finite, mantissa * normal.astype(x.dtype), x), exponent.astype(jnp.int32)
 
 
 def _power_of_two(exponent: Array, like: Array) -> Array:

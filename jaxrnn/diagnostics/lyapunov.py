@@ -9,7 +9,7 @@ from jax import lax
 from jaxrnn._checks import as_array, check_floating, check_size
 from jaxrnn._types import Array, Params, State, accumulation_dtype
 from jaxrnn.diagnostics.flat_state import FlatState, flatten_step, make_zero_input
-from jaxrnn.diagnostics.log_products import orthogonalize
+from jaxrnn.diagnostics.log_products import orthogonalize, vary_with
 from jaxrnn.layers.contract import Layer
 
 
@@ -67,7 +67,8 @@ def lyapunov_spectrum(
         return (flat.advance(at, x)[0], q), jnp.log(jnp.diagonal(r))
 
     frame = jax.random.normal(jax.random.key(0), (size, count), jnp.float32)  # one for all dtypes
-    frame, _ = orthogonalize(frame.astype(flat.start.vector.dtype))
+    frame = vary_with(frame.astype(flat.start.vector.dtype), flat.start.vector)
+    frame, _ = orthogonalize(frame)
     logs = lax.scan(body, (flat.start, frame), flat.inputs)[1]
     return -jnp.sort(-jnp.mean(logs[discard:], axis=0))
 

@@ -3,10 +3,12 @@
 import functools
 from fractions import Fraction
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxrnn.diagnostics import log_products
 from tests.support.checks import assert_close
 from tests.support.trajectories import (
     NETWORKS,
@@ -153,3 +155,17 @@ def test_each_dead_direction_gives_one_minus_infinity():
         expected = np.linalg.svd(product, compute_uv=False)[:rank]
         assert_close(np.exp(got[:rank]), expected, length=2 * H)
         assert np.all(got[rank:] == -np.inf)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_mantissa_and_exponent_are_those_of_numpy(dtype):
+    rng, info = np.random.default_rng(0), jnp.finfo(dtype)
+    exponents = rng.uniform(float(info.minexp), float(info.maxexp) - 4, 10_000)
+    numbers = (rng.normal(size=10_000) * np.exp2(exponents)).astype(dtype)
+    numbers = numbers[np.abs(numbers) >= info.tiny]
+    edges = [0, -0.0, 1, 0.5, -2, info.tiny, info.max, np.inf, -np.inf, np.nan]
+    numbers = np.concatenate([numbers, np.asarray(edges, dtype)])
+    mantissas, powers = jax.jit(log_products._frexp)(numbers)
+    expected = np.frexp(numbers)
+    np.testing.assert_array_equal(mantissas, expected[0])
+    np.testing.assert_array_equal(powers, np.where(np.isfinite(numbers), expected[1], 0))

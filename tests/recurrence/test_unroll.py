@@ -9,13 +9,13 @@ import pytest
 from jax.test_util import check_grads
 
 import jaxrnn
-from jaxrnn.recurrence import rule
 from jaxrnn.recurrence.plan import Plan, make_plan
 from tests.support import oracle
 from tests.support.checks import (
     JAX_ACTIVATIONS,
     assert_close,
     assert_identical,
+    choose_strategy,
     draw_marks,
     draw_rnn,
     random_like,
@@ -64,22 +64,13 @@ def both(function, **options):
     return run
 
 
-def choose(monkeypatch, strategy):
-    """Have `unroll` multiply by this strategy, in the chunks of its own plan."""
-
-    def plan(*arguments):
-        return make_plan(*arguments)._replace(strategy=strategy)
-
-    monkeypatch.setattr(rule, "make_plan", plan)
-
-
 @pytest.mark.parametrize(
     ("name", "masked", "marked", "reverse", "chunk_size", "remat", "strategy"), CASES
 )
 def test_unroll_and_every_gradient_equal_the_oracle(
     key, monkeypatch, name, masked, marked, reverse, chunk_size, remat, strategy
 ):
-    choose(monkeypatch, strategy)
+    choose_strategy(monkeypatch, strategy)
     activation = JAX_ACTIVATIONS[name]
     run = both(
         jaxrnn.unroll, activation=activation, reverse=reverse, chunk_size=chunk_size, remat=remat
@@ -150,7 +141,7 @@ def test_a_deep_network_and_its_gradients_equal_the_oracle(key, depth, direction
 def test_gradients_of_second_order_pass_check_grads_in_both_modes(
     key, monkeypatch, name, chunk_size, strategy, reverse
 ):
-    choose(monkeypatch, strategy)
+    choose_strategy(monkeypatch, strategy)
     arguments, mask, resets, _ = draw(key, batch=(2,), steps=5)
 
     def run(params, h0, xs):
@@ -166,81 +157,6 @@ def test_gradients_of_second_order_pass_check_grads_in_both_modes(
         )
 
     check_grads(jax.jit(run), arguments, order=2, modes=("fwd", "rev"))
-
-
-def transformations(function, mask, resets):
-    """Derivatives and maps of ``function(params, h0, xs, mask=, resets=)``, by name."""
-
-    def of(arguments):
-        return function(*arguments, mask=mask, resets=resets)
-
-    def energy(arguments):
-        h_last, hs = of(arguments)
-        return jnp.sum(h_last**2) + jnp.sum(jnp.sin(hs))
-
-    def along(tangents):
-        return lambda arguments: jax.jvp(of, (arguments,), (tangents,))
-
-    def per_row(axis):
-        def one(params, h0, xs, mask, resets):
-            return function(params, h0, xs, mask=mask, resets=resets)
-
-        return jax.vmap(one, in_axes=(None, axis, axis + 1, axis + 1, axis + 1))
-
-    return {
-        "jvp": lambda a: along(jax.tree.map(jnp.cos, a))(a),
-        "jacfwd": jax.jacfwd(of),
-        "jacrev": jax.jacrev(of),
-        "hessian": jax.hessian(energy),
-        "jacrev of jacfwd": jax.jacrev(jax.jacfwd(energy)),
-        "jacrev of grad": jax.jacrev(jax.grad(energy)),
-        "grad of a jvp": jax.grad(
-            lambda a: sum(jnp.sum(y) for y in along(jax.tree.map(jnp.cos, a))(a)[1])
-        ),
-        "remat": jax.grad(jax.checkpoint(energy)),
-        "vmap over a batch axis": lambda a: per_row(0)(*a, mask, resets),
-        "vmap over the other": lambda a: per_row(1)(*a, mask, resets),
-        "nested vmap": lambda a: jax.vmap(
-            lambda p, h, x, m, r: jax.vmap(
-                lambda h, x, m, r: function(p, h, x, mask=m, resets=r), in_axes=(0, 1, 1, 1)
-            )(h, x, m, r),
-            in_axes=(None, 0, 1, 1, 1),
-        )(*a, mask, resets),
-        "vmap over parameters": lambda a: jax.vmap(jax.grad(lambda p: energy((p, *a[1:]))))(
-            jax.tree.map(lambda w: jnp.stack([w, 2 * w]), a[0])
-        ),
-        "jacfwd over vmap of grad": lambda a: jax.jacfwd(
-            lambda h: jax.vmap(jax.grad(lambda h: jnp.sum(energy((a[0], h, a[2])))))(h[None])
-        )(a[1]),
-    }
-
-
-NAMES = list(transformations(jaxrnn.unroll, None, None))
-
-
-@pytest.mark.parametrize(
-    ("name", "jit"), [*((name, True) for name in NAMES), ("jacrev", False), ("nested vmap", False)]
-)
-def test_every_transformation_equals_that_of_the_plain_scan(key, monkeypatch, name, jit):
-    arguments, mask, resets, _ = draw(key, batch=(2, 2), steps=5)
-    for options, strategy in (
-        ({}, "joined"),
-        ({"reverse": True, "chunk_size": 2}, "columns"),
-    ):
-        choose(monkeypatch, strategy)
-        wrapped = jax.jit if jit else lambda f: f
-        got, expected = (
-            wrapped(
-                transformations(lambda *a, f=function, o=extra, **k: f(*a, **o, **k), mask, resets)[
-                    name
-                ]
-            )(arguments)
-            for function, extra in (
-                (jaxrnn.unroll, options),
-                (jaxrnn.unroll_plain, {"reverse": "reverse" in options}),
-            )
-        )
-        assert_close(got, expected, length=5 * 4 * H**2, what=name)
 
 
 @pytest.mark.parametrize("batch", [(), (3,), (2, 3), (0,)])
@@ -373,7 +289,7 @@ def test_the_plan_has_one_strategy_per_shape_on_a_cpu_and_before_elsewhere(
 def test_the_dtype_is_kept_and_low_precision_is_as_good_as_its_states(
     key, monkeypatch, dtype, strategy
 ):
-    choose(monkeypatch, strategy)
+    choose_strategy(monkeypatch, strategy)
     arguments, mask, resets, cotangents = draw(key, dtype=jnp.float64)
     arguments, cotangents = jax.tree.map(lambda a: a.astype(dtype), (arguments, cotangents))
     got = both(jaxrnn.unroll, chunk_size=4)(arguments, mask, resets, cotangents)

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxrnn
+from jaxrnn.recurrence import rule
+from jaxrnn.recurrence.plan import make_plan
 
 JAX_ACTIVATIONS = {
     "tanh": jnp.tanh,
@@ -68,3 +70,12 @@ def draw_marks(key, shape):
     if len(shape) > 1 and shape[-1] > 1:
         mask = mask.at[..., 0].set(True).at[..., 1].set(False)
     return mask, jax.random.bernoulli(key_resets, 0.25, shape)
+
+
+def choose_strategy(monkeypatch, strategy):
+    """Have `unroll` multiply by this strategy, in the chunks of its own plan."""
+
+    def plan(*arguments):
+        return make_plan(*arguments)._replace(strategy=strategy)
+
+    monkeypatch.setattr(rule, "make_plan", plan)
