@@ -21,7 +21,7 @@ from jaxrnn.layers import (
     vanilla_rnn,
 )
 from jaxrnn.params import RNNParams
-from jaxrnn.recurrence import unroll, unroll_plain
+from jaxrnn.recurrence import Parallel, unroll, unroll_plain
 from jaxrnn.sequences import (
     PackedSequences,
     mask_from_lengths,
@@ -55,6 +55,7 @@ __all__ = [
     "Layer",
     "NonFiniteError",
     "PackedSequences",
+    "Parallel",
     "Params",
     "RNNParams",
     "State",

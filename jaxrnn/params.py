@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from typing import Any, NamedTuple
 
 import jax
@@ -116,6 +118,13 @@ def match_batch(state: Any, x: Array, first: int, rank: int, others: Any = ()) -
         return leaf if jax.typeof(leaf).sharding.spec == full else jax.sharding.reshard(leaf, full)
 
     return jax.tree.map(place, state)
+
+
+def vary_with(values: Any, like: Any) -> Any:
+    """`values`, as if computed from `like`: a loop that starts from them under ``vmap`` or in
+    ``jax.shard_map`` then carries one type, whatever its body mixes them with."""
+    zero = functools.reduce(operator.or_, map(jnp.any, jax.tree.leaves(like))) & False
+    return jax.tree.map(lambda leaf: leaf + zero.astype(leaf.dtype), values)
 
 
 def initial_unit_state(params: RNNParams) -> Array:

@@ -1,5 +1,6 @@
 """Strictness for every test: no silent promotion of dtype or rank."""
 
+import collections
 import os
 import random
 
@@ -11,6 +12,27 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 os.environ.setdefault("SOAK_SEED", str(random.SystemRandom().randrange(2**32)))  # for all workers
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--sample",
+        type=int,
+        default=1,
+        metavar="N",
+        help="run one in N cases of each test, and all cases of tests marked every_version",
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    seen, kept, left_out = collections.Counter(), [], []
+    for item in items:
+        test = item.nodeid.partition("[")[0]
+        sampled = seen[test] % config.option.sample == 0
+        (kept if sampled or item.get_closest_marker("every_version") else left_out).append(item)
+        seen[test] += 1
+    items[:] = kept
+    config.hook.pytest_deselected(items=left_out)
 
 
 def pytest_terminal_summary(terminalreporter, config):

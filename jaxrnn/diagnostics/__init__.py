@@ -13,6 +13,7 @@ inputs that do not fit the layer are rejected by the layer itself.
 """
 
 from jaxrnn.diagnostics.equilibria import FixedPoints, fixed_points
+from jaxrnn.diagnostics.forgetting import memory_length, parallel_report, recommend_parallel
 from jaxrnn.diagnostics.gradients import (
     gradient_norms_by_lag,
     jacobian_singular_values,
@@ -20,13 +21,18 @@ from jaxrnn.diagnostics.gradients import (
     state_jacobians,
 )
 from jaxrnn.diagnostics.lyapunov import lyapunov_spectrum, spectral_radius
+from jaxrnn.recurrence.side_by_side import ParallelReport
 
 __all__ = [
     "FixedPoints",
+    "ParallelReport",
     "fixed_points",
     "gradient_norms_by_lag",
     "jacobian_singular_values",
     "lyapunov_spectrum",
+    "memory_length",
+    "parallel_report",
+    "recommend_parallel",
     "saturated_fraction",
     "spectral_radius",
     "state_jacobians",

@@ -12,8 +12,8 @@ from jax.flatten_util import ravel_pytree
 
 from jaxrnn._checks import as_array
 from jaxrnn._types import Array, Params, State, accumulation_dtype
-from jaxrnn.diagnostics.log_products import vary_with
 from jaxrnn.layers.contract import Layer
+from jaxrnn.params import vary_with
 
 
 class FlatState(NamedTuple):

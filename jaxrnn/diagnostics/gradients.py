@@ -20,7 +20,8 @@ from jaxrnn.diagnostics import log_products
 from jaxrnn.diagnostics.flat_state import FlatState, FlatStep, flatten_step
 from jaxrnn.diagnostics.log_products import Scaled
 from jaxrnn.layers.contract import Layer
-from jaxrnn.recurrence.rule import SLOPES
+from jaxrnn.params import vary_with
+from jaxrnn.recurrence.tangents import SLOPES
 
 
 def state_jacobians(layer: Layer, params: Params, state: State, xs: Array) -> Array:
@@ -121,7 +122,7 @@ def _log_spectral_norms_by_lag(flat: FlatStep, before: FlatState) -> Array:
 
     vector = flat.start.vector
     identity = Scaled(jnp.eye(vector.size, dtype=vector.dtype), jnp.zeros((), jnp.int32))
-    identity = log_products.vary_with(identity, vector)
+    identity = vary_with(identity, vector)
     logs = lax.scan(body, identity, (before, flat.inputs), reverse=True)[1]
     return jnp.concatenate([jnp.zeros((1,), vector.dtype), logs[::-1]])
 
@@ -166,7 +167,7 @@ def jacobian_singular_values(layer: Layer, params: Params, state: State, xs: Arr
         q, r = log_products.orthogonalize(flat.push_forward(*step, q))
         return (q, log_products.multiply_rows(r, rows)), None
 
-    eye = log_products.vary_with(jnp.eye(vector.size, dtype=vector.dtype), vector)
+    eye = vary_with(jnp.eye(vector.size, dtype=vector.dtype), vector)
     q, logs = lax.scan(backward, eye, (before, flat.inputs), reverse=True)
     q = q[:, jnp.argsort(-jnp.sum(logs, axis=0))]
     rows = log_products.rescale(eye, jnp.zeros(vector.shape, jnp.int32))

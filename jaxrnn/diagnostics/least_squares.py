@@ -10,7 +10,8 @@ from jax import lax
 from jax.scipy.linalg import solve_triangular
 
 from jaxrnn._types import Array
-from jaxrnn.diagnostics.log_products import orthogonalize, vary_with
+from jaxrnn.diagnostics.log_products import orthogonalize
+from jaxrnn.params import vary_with
 
 
 def levenberg_marquardt(residual: Callable[[Array], Array], start: Array, num_steps: int) -> Array:

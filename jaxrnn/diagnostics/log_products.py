@@ -7,10 +7,8 @@ results remain exactly differentiable.
 
 from __future__ import annotations
 
-import functools
 import math
-import operator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +16,7 @@ import numpy as np
 from jax import lax
 
 from jaxrnn._types import Array
+from jaxrnn.params import vary_with
 
 _MAX_SWEEPS = 40  # far more than Jacobi's method needs: it converges quadratically
 
@@ -27,13 +26,6 @@ class Scaled(NamedTuple):
 
     values: Array
     exponent: Array
-
-
-def vary_with(values: Any, like: Any) -> Any:
-    """`values`, as if computed from `like`: a loop that starts from them under ``vmap`` or in
-    ``jax.shard_map`` then carries one type, whatever its body mixes them with."""
-    zero = functools.reduce(operator.or_, map(jnp.any, jax.tree.leaves(like))) & False
-    return jax.tree.map(lambda leaf: leaf + zero.astype(leaf.dtype), values)
 
 
 def rescale(values: Array, exponent: Array) -> Scaled:

@@ -9,8 +9,9 @@ from jax import lax
 from jaxrnn._checks import as_array, check_floating, check_size
 from jaxrnn._types import Array, Params, State, accumulation_dtype
 from jaxrnn.diagnostics.flat_state import FlatState, flatten_step, make_zero_input
-from jaxrnn.diagnostics.log_products import orthogonalize, vary_with
+from jaxrnn.diagnostics.log_products import orthogonalize
 from jaxrnn.layers.contract import Layer
+from jaxrnn.params import vary_with
 
 
 def lyapunov_spectrum(

@@ -21,6 +21,7 @@ from jaxrnn._types import Activation, Array, Initializer, Key, Params, Shape, St
 from jaxrnn.cell import advance, init_rnn
 from jaxrnn.layers.contract import Inputs, Layer, make_layer
 from jaxrnn.params import RNNParams, cast_call, check_params, initial_unit_state
+from jaxrnn.recurrence.parallel import Parallel
 from jaxrnn.recurrence.reference import Steps, find_restarts, restart, where_unmasked
 from jaxrnn.recurrence.rule import check_chunks, unroll_prepared
 
@@ -37,6 +38,7 @@ def vanilla_rnn(
     dtype: Any = jnp.float32,
     chunk_size: int | None = None,
     remat: bool = False,
+    parallel: Parallel | None = None,
 ) -> Layer:
     """The vanilla recurrent layer, ``h_t = f(W h_{t-1} + U x_t + b)``; its output is its state.
 
@@ -45,7 +47,7 @@ def vanilla_rnn(
     """
     hidden_size = check_size("hidden_size", hidden_size)
     check_activation(activation)
-    check_chunks(chunk_size, remat)
+    check_chunks(chunk_size, remat, parallel)
     init = partial(
         init_rnn,
         input_size=input_size,
@@ -70,7 +72,8 @@ def vanilla_rnn(
             h = advance(params, h, xs, activation)
             return h, h
         steps = Steps(xs, mask, find_restarts(resets, mask, reverse))
-        return unroll_prepared(params, h, steps, activation, reverse, chunk_size, remat)
+        options = chunk_size, remat, parallel
+        return unroll_prepared(params, h, steps, activation, reverse, *options)
 
     return make_layer(input_size, hidden_size, init, initial_state, run)
 

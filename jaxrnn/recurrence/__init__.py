@@ -9,10 +9,11 @@ Everything in a vanilla network that is not the recurrence is one large matrix p
 
 `reference` is the definition: a plain scan of `jaxrnn.step`. `rule` has `unroll`, the first two
 lines, and the other two as their ``custom_jvp`` rule. `plan` chooses how the products are formed,
-`chunks` cuts them in time.
+`chunks` cuts them in time. `parallel` is an option: chunks of one sequence that run `side_by_side`.
 """
 
+from jaxrnn.recurrence.parallel import Parallel
 from jaxrnn.recurrence.reference import unroll_plain
 from jaxrnn.recurrence.rule import unroll
 
-__all__ = ["unroll", "unroll_plain"]
+__all__ = ["Parallel", "unroll", "unroll_plain"]

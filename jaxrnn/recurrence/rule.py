@@ -15,15 +15,21 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
+from jax.export import is_symbolic_dim
 
 from jaxrnn._checks import check_flag, check_size
-from jaxrnn._products import product
-from jaxrnn._types import Activation, Array, accumulation_dtype
-from jaxrnn.cell import input_product
+from jaxrnn._types import Activation, Array
 from jaxrnn.params import RNNParams, initial_unit_state
 from jaxrnn.recurrence.chunks import scan_chunks, states_before_chunks
+from jaxrnn.recurrence.parallel import (
+    Parallel,
+    check_parallel,
+    make_setting,
+    recur_side_by_side,
+)
 from jaxrnn.recurrence.plan import Plan, make_plan, make_products, make_push
 from jaxrnn.recurrence.reference import Steps, prepare_unroll, restart, where_unmasked, zero_masked
+from jaxrnn.recurrence.tangents import SLOPES, input_tangent, instantiate, pre_activations, slope_at
 
 
 def unroll(
@@ -37,6 +43,7 @@ def unroll(
     reverse: bool = False,
     chunk_size: int | None = None,
     remat: bool = False,
+    parallel: Parallel | None = None,
 ) -> tuple[Array, Array]:
     """Run the network over a sequence: `step` at every time step, as ``lax.scan`` of it would.
 
@@ -57,6 +64,8 @@ def unroll(
         T (``jax.export``) is always one chunk.
       remat: recompute a chunk's states in the backward pass, so that only the states between chunks
         are stored. The default chunk then has about sqrt(T) steps, which stores least.
+      parallel: run chunks side by side, as a batch (see `jaxrnn.Parallel`). A symbolic T runs in
+        order.
 
     Returns:
       (h_last [*B, H], hs [T, *B, H]) in the result type of params and inputs.
@@ -64,17 +73,25 @@ def unroll(
     Raises:
       TypeError, ValueError: an argument is not as described.
     """
-    check_chunks(chunk_size, remat)
+    check_chunks(chunk_size, remat, parallel)
     params, h0, steps = prepare_unroll(params, h0, xs, mask, resets, activation, reverse)
-    h_last, states = unroll_prepared(params, h0, steps, activation, reverse, chunk_size, remat)
+    options = chunk_size, remat, parallel
+    h_last, states = unroll_prepared(params, h0, steps, activation, reverse, *options)
     return h_last, zero_masked(steps.mask, states)
 
 
-def check_chunks(chunk_size: Any, remat: Any) -> None:
+def check_chunks(chunk_size: Any, remat: Any, parallel: Any) -> None:
     """Refuse bad options of the chunks."""
     check_flag("remat", remat)
     if chunk_size is not None:
         check_size("chunk_size", chunk_size)
+    if parallel is not None:
+        check_parallel(parallel)
+        if remat or chunk_size is not None:
+            raise ValueError(
+                f"parallel is given with remat={remat} and chunk_size={chunk_size}, "
+                "expected neither: its chunks are those of parallel"
+            )
 
 
 def unroll_prepared(
@@ -85,6 +102,7 @@ def unroll_prepared(
     reverse: bool,
     chunk_size: int | None,
     remat: bool,
+    parallel: Parallel | None,
 ) -> tuple[Array, Array]:
     """`unroll` of what `prepare_unroll` returned: (h_last, states), held where masked."""
     shape, num_steps = h0.shape, steps.xs.shape[0]
@@ -94,6 +112,11 @@ def unroll_prepared(
         steps = Steps(steps.xs.reshape(num_steps, steps.xs.shape[-1]), *flat)
     # Broadcast outside every loop, so that its cotangent is summed over the batch only once.
     params = params._replace(h0=lax.broadcast_like(initial_unit_state(params), h0))
+    if parallel is not None and not is_symbolic_dim(num_steps) and 0 not in (num_steps, *shape):
+        h_last, states, _ = recur_side_by_side(
+            make_setting(h0, steps, activation, reverse, parallel), params, h0, steps
+        )
+        return h_last.reshape(shape), states.reshape(num_steps, *shape)
     plan = make_plan(h0, steps.xs.shape[-1], num_steps, chunk_size, remat)
     run = functools.partial(recur, Setting(activation, reverse, plan), params)
     if remat:
@@ -103,16 +126,6 @@ def unroll_prepared(
     else:
         h_last, states = run(h0, steps)
     return h_last.reshape(shape), states.reshape(num_steps, *shape)
-
-
-SLOPES: dict[Activation, Activation] = {
-    jnp.tanh: lambda h: 1 - h * h,
-    jax.nn.relu: lambda h: (h > 0).astype(h.dtype),
-    jax.nn.identity: jnp.ones_like,
-    jax.nn.sigmoid: lambda h: h * (1 - h),
-    jax.nn.softplus: lambda h: -jnp.expm1(-h),
-}
-"""f'(a) as a function of the output f(a), for the activations that have one."""
 
 
 class Setting(NamedTuple):
@@ -150,7 +163,7 @@ def _recur_jvp(setting: Setting, primals: Any, tangents: Any) -> Any:
     params, h0, steps = primals
     d_params, d_h0, d_steps = tangents
     h_last, states = recur(setting, *primals)
-    d_initial = _instantiate(d_params.h0, params.h0)
+    d_initial = instantiate(d_params.h0, params.h0)
     d_xs = None if isinstance(d_steps.xs, SymbolicZero) else d_steps.xs
     slope = SLOPES.get(setting.activation)
     push = make_push(setting.plan.strategy, params.w_hh)
@@ -161,8 +174,8 @@ def _recur_jvp(setting: Setting, primals: Any, tangents: Any) -> Any:
     def run(dh: Array, chunk: Any) -> tuple[Array, Array]:
         (states, d_xs, (xs, mask, restarts)), start = chunk
         before = restart(restarts, params.h0, _shift(states, start, setting.reverse))
-        at = states if slope is not None else _pre_activations(params, xs, before)
-        dz = _input_tangent(params, d_params, before, xs, d_xs)
+        at = states if slope is not None else pre_activations(params, xs, before)
+        dz = input_tangent(params, d_params, before, xs, d_xs)
         return lax.scan(body, dh, (at, dz, mask, restarts), reverse=setting.reverse)
 
     # Without the checkpoint, f' would be stored beside the states; it is cheaper to recompute.
@@ -170,7 +183,7 @@ def _recur_jvp(setting: Setting, primals: Any, tangents: Any) -> Any:
     def tangent_step(dh: Array, at: Array, dz: Array, mask: Any, restarts: Any) -> Array:
         da = dz + push(restart(restarts, d_initial, dh))
         at = at.astype(da.dtype)
-        f_slope = _slope_at(setting.activation, at) if slope is None else slope(at)
+        f_slope = slope_at(setting.activation, at) if slope is None else slope(at)
         return where_unmasked(mask, (f_slope * da).astype(dh.dtype), dh)
 
     def body(dh: Array, now: Any) -> tuple[Array, Array]:
@@ -180,7 +193,7 @@ def _recur_jvp(setting: Setting, primals: Any, tangents: Any) -> Any:
     size, reverse = setting.plan.chunk_size, setting.reverse
     starts = states_before_chunks(h0, states, size, reverse)
     arrays = (states, d_xs, steps)
-    d_out = scan_chunks(run, _instantiate(d_h0, h0), arrays, size, reverse, starts=starts)
+    d_out = scan_chunks(run, instantiate(d_h0, h0), arrays, size, reverse, starts=starts)
     return (h_last, states), d_out
 
 
@@ -191,31 +204,3 @@ def _shift(states: Array, start: Array, reverse: bool) -> Array:
     """The state before each step of a chunk, [T, *B, H]."""
     parts = [states[1:], start[None]] if reverse else [start[None], states[:-1]]
     return jnp.concatenate(parts)
-
-
-def _pre_activations(params: RNNParams, xs: Array, before: Array) -> Array:
-    return input_product(params, xs) + product(before, params.w_hh)
-
-
-def _input_tangent(
-    params: RNNParams, d_params: RNNParams, before: Array, xs: Array, d_xs: Array | None
-) -> Array:
-    """The part of each step's tangent that does not depend on dh, ``U dx + dU x + dW h + db``."""
-    dtype = accumulation_dtype(before.dtype)
-    dz = jnp.zeros_like(before, dtype) if d_xs is None else product(d_xs, params.w_ih)
-    if not isinstance(d_params.w_ih, SymbolicZero):
-        dz = dz + product(xs, d_params.w_ih)
-    if not isinstance(d_params.w_hh, SymbolicZero):
-        dz = dz + product(before, d_params.w_hh)
-    if d_params.b is not None and not isinstance(d_params.b, SymbolicZero):
-        dz = dz + jnp.broadcast_to(d_params.b.astype(dtype), dz.shape)
-    return dz
-
-
-def _instantiate(tangent: Any, primal: Array) -> Array:
-    return jnp.zeros_like(primal) if isinstance(tangent, SymbolicZero) else tangent
-
-
-def _slope_at(activation: Activation, a: Array) -> Array:
-    """f'(a) of an elementwise f."""
-    return jax.jvp(activation, (a,), (jnp.ones_like(a),))[1]

@@ -100,12 +100,14 @@ def test_chunks_equal_the_whole_and_so_do_their_gradients(key, name, reverse):
         return jax.value_and_grad(loss, has_aux=True)(params)
 
     (_, expected), gradient = run(layer, params, state)
-    for size, options in [(1, {}), (3, {}), (4, {"remat": True}), (16, {}), (T, {"remat": True})]:
+    forward = [(1, {}), (4, {"remat": True})]
+    for size, options in [(3, {}), (T, {"remat": True}), (16, {})] if reverse else forward:
         (_, got), got_gradient = run(jaxrnn.chunked(layer, size, **options), params, state)
         assert_close(got, expected, length=T * 8)
         assert_close(got_gradient, gradient, length=T * B * 8)
-    (_, got), _ = run(jaxrnn.chunked(layer, 4, stop_gradient=True), params, state)
-    assert_close(got, expected, length=T * 8)
+    if not reverse:
+        (_, got), _ = run(jaxrnn.chunked(layer, 4, stop_gradient=True), params, state)
+        assert_close(got, expected, length=T * 8)
 
 
 @pytest.mark.parametrize("name", list(LAYERS))

@@ -16,6 +16,8 @@ from tests.support.checks import assert_close, choose_strategy, draw_marks, draw
 from tests.support.peers import import_peer
 from tests.support.processes import run_alone
 
+pytestmark = pytest.mark.every_version
+
 T, B, D, H = 5, (2, 2), 2, 3
 LENGTH = T * 4 * H**2
 MASKED = pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])

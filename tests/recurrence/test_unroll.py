@@ -28,11 +28,15 @@ STRATEGIES = ["before", "columns", "inside", "joined"]
 NAMES = itertools.cycle(STRATEGIES)  # four, beside five chunks
 CASES = [
     (name, masked, marked, reverse, next(CHUNKS), remat, next(NAMES))
-    for remat, (name, masked, marked, reverse) in zip(
-        itertools.cycle([False, False, True]),
-        itertools.product(JAX_ACTIVATIONS, (False, True), (False, True), (False, True)),
-        strict=False,
+    for position, (remat, (name, masked, marked, reverse)) in enumerate(
+        zip(
+            itertools.cycle([False, False, True]),
+            itertools.product(JAX_ACTIVATIONS, (False, True), (False, True), (False, True)),
+            strict=False,
+        )
     )
+    # Half of them, in which each activation meets each pair of the others; soak has all.
+    if position.bit_count() % 2
 ]
 
 
@@ -90,9 +94,17 @@ def test_unroll_and_every_gradient_equal_the_oracle(
         assert_close((gp._asdict(), gh0, gxs), expected, length=T * B * (H + D))
 
 
-@pytest.mark.parametrize("depth", [1, 2, 3, 4])
-@pytest.mark.parametrize("directions", [1, 2])
-@pytest.mark.parametrize("name", ["tanh", "relu", "softsign"])
+@pytest.mark.parametrize(
+    ("depth", "directions", "name"),
+    [
+        (depth, directions, name)
+        for (depth, directions), name in zip(
+            itertools.product([1, 2, 3, 4], [1, 2]),
+            itertools.cycle(["tanh", "relu", "softsign"]),
+            strict=False,
+        )
+    ],
+)
 def test_a_deep_network_and_its_gradients_equal_the_oracle(key, depth, directions, name):
     activation = JAX_ACTIVATIONS[name]
     widths = [D, 3, 5, 4, 2][: depth + 1]
@@ -135,8 +147,9 @@ def test_a_deep_network_and_its_gradients_equal_the_oracle(key, depth, direction
         assert_close(jax.tree.leaves(gp), gradients, length=length)
 
 
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize(("chunk_size", "strategy"), [(None, "joined"), (4, "columns")])
+@pytest.mark.parametrize(
+    ("chunk_size", "strategy", "reverse"), [(None, "joined", False), (4, "columns", True)]
+)
 @pytest.mark.parametrize("name", ["tanh", "identity", "sigmoid", "softplus"])
 def test_gradients_of_second_order_pass_check_grads_in_both_modes(
     key, monkeypatch, name, chunk_size, strategy, reverse

@@ -31,6 +31,7 @@ def layer_calls(dtype=jnp.float64):
         "vanilla with learned state": call(rnn, D, 4, learn_h0=True),
         "vanilla without bias": call(rnn, D, 4, use_bias=False, activation=jax.nn.silu),
         "vanilla in chunks": call(rnn, D, 4, chunk_size=2, remat=True),
+        "vanilla in parallel": call(rnn, D, 4, parallel=jaxrnn.Parallel(3)),
         "dense": call(dense, D, 2),
         "dense without bias": call(dense, D, 2, use_bias=False),
         "embedding": call(embedding, TOKENS, 2),

@@ -1,0 +1,259 @@
+"""Time in parallel: the recurrence with its chunks side by side, and its linearisation.
+
+The tangent of a recurrence is a linear system, ``dh_t - J_t dh_{t-1} = b_t``, and so is its
+transpose; both are run side by side like the recurrence itself. ``jax.lax.custom_linear_solve`` has
+the derivatives of a solution, of any order and in any direction: they are those of the solution and
+not of the runs by which it was found.
+"""
+
+# Without `from __future__ import annotations`, for which pdoc cannot show the fields of NamedTuples
+# (https://github.com/mitmproxy/pdoc/issues/765).
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_derivatives import SymbolicZero, zero_from_primal
+
+from jaxrnn._checks import check_positive, check_size
+from jaxrnn._types import Activation, Array, accumulation_dtype
+from jaxrnn.params import RNNParams
+from jaxrnn.recurrence.plan import Strategy, make_plan, make_products, make_push
+from jaxrnn.recurrence.reference import Steps, restart, where_unmasked, zero_masked
+from jaxrnn.recurrence.side_by_side import Devices, ParallelReport, run_side_by_side
+from jaxrnn.recurrence.tangents import SLOPES, input_tangent, pre_activations, slope_at
+
+_FEWEST_STEPS = 64
+
+
+class Parallel(NamedTuple):
+    """An option of `unroll` and `vanilla_rnn`: one long sequence runs as fast as many short ones.
+
+    The sequence is cut into chunks that run side by side, as a batch. All but the first start from
+    a guess; their beginnings are run again, from the last state of the chunk before, until both
+    runs agree. This is fast where the network forgets within a fraction of a chunk: where its
+    largest Lyapunov exponent is well below 0 (Gonzalez et al. 2025, "Predictability enables
+    parallelization of nonlinear state space models"). Elsewhere a probe finds out, for at most a
+    twentieth of the work, and the steps run in order, as those of any chunk that never agrees do.
+
+    Results are those of the steps in order, up to `tolerance`; so are derivatives of any order,
+    which are of the result and not of the runs that found it. Of a gradient, what is smaller than
+    `tolerance` times its largest entry may be lost. Under ``vmap``, if one sequence has to run in
+    order, all do.
+
+        rnn = jaxrnn.vanilla_rnn(8, 256, parallel=jaxrnn.Parallel())
+        params = rnn.init(jax.random.key(0))
+        h, hs = jax.jit(rnn.unroll)(params, None, jnp.ones((9600, 8)))
+
+    Along devices, time is split by ``jax.shard_map``:
+
+        def run(params, xs):
+            return jaxrnn.unroll(params, None, xs, parallel=jaxrnn.Parallel(axis_name="time"))
+
+        mesh = jax.make_mesh((jax.device_count(),), ("time",))
+        specs = dict(in_specs=(P(), P("time")), out_specs=(P(), P("time")))
+        h, hs = jax.jit(jax.shard_map(run, mesh=mesh, **specs))(params, xs)
+
+    num_chunks: the number of chunks, per device; None chooses it.
+    tolerance: states agree that differ by at most this, relative to the largest entry of any state
+      of their sequence. None means 32 times the machine epsilon.
+    axis_name: the axis of ``jax.shard_map`` along which time is split: each device has its part of
+      the sequence, in the order of the devices, and all parts are equally long.
+    """
+
+    num_chunks: int | None = None
+    tolerance: float | None = None
+    axis_name: str | None = None
+
+
+def check_parallel(parallel: Any) -> None:
+    """Refuse what is not a `Parallel`, or one with bad options."""
+    if not isinstance(parallel, Parallel):
+        raise TypeError(f"parallel is {parallel!r:.60}, expected a jaxrnn.Parallel")
+    num_chunks, tolerance, axis_name = parallel
+    if num_chunks is not None:
+        check_size("parallel.num_chunks", num_chunks)
+    if tolerance is not None and not isinstance(
+        check_positive("parallel.tolerance", tolerance), float
+    ):
+        raise TypeError("parallel.tolerance is a traced array, expected a number")
+    if axis_name is not None and not isinstance(axis_name, str):
+        raise TypeError(f"parallel.axis_name is {axis_name!r}, expected the name of a mesh axis")
+
+
+def choose_num_chunks(parallel: Parallel, num_steps: int, units: int) -> int:
+    """P, as `parallel` says, or else near what was measured to be fastest, a divisor of T."""
+    if parallel.num_chunks is not None:
+        return max(min(parallel.num_chunks, num_steps), 1)
+    target = min(32 if units <= 128 else 16, num_steps // _FEWEST_STEPS)
+    divisors = (count for count in range(target, target // 2, -1) if num_steps % count == 0)
+    return next(divisors, max(target, 1))
+
+
+class Setting(NamedTuple):
+    """What is static in a recurrence whose chunks run side by side."""
+
+    activation: Activation
+    reverse: bool
+    strategy: Strategy
+    strategy_in_order: Strategy
+    num_chunks: int
+    parallel: Parallel
+
+    def make_push(self, params: RNNParams, in_order: bool) -> Callable[[Array], Array]:
+        """``dh -> W dh``."""
+        return make_push(self.strategy_in_order if in_order else self.strategy, params.w_hh)
+
+
+def make_setting(
+    h0: Array, steps: Steps, activation: Activation, reverse: bool, parallel: Parallel
+) -> Setting:
+    """The setting for states h0 [*B, H]."""
+    num_steps, inputs, units = steps.xs.shape[0], steps.xs.shape[-1], h0.shape[-1]
+    strategy: Strategy = "joined" if inputs <= units else "before"
+    columns = make_plan(h0, inputs, num_steps, None, False).strategy == "columns"
+    in_order: Strategy = "columns" if columns else strategy
+    num_chunks = choose_num_chunks(parallel, num_steps, units)
+    return Setting(activation, reverse, strategy, in_order, num_chunks, parallel)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def recur_side_by_side(
+    setting: Setting, params: RNNParams, h0: Array, steps: Steps
+) -> tuple[Array, Array, ParallelReport]:
+    """`recur` in chunks side by side, and what it took."""
+    prepare, combine = make_products(setting.strategy, params)
+    each, combine_in_order = make_products(setting.strategy_in_order, params)
+
+    def step(h: Array, now: tuple[Steps, Array], in_order: bool = False) -> Array:
+        (x, mask, restarts), z = now
+        before = restart(restarts, params.h0, h)
+        if in_order:
+            a = combine_in_order(x if each is None else each(x), before)
+        else:
+            a = combine(z, before)
+        return where_unmasked(mask, setting.activation(a).astype(h.dtype), h)
+
+    return run_side_by_side(
+        step,
+        h0,
+        (steps, steps.xs if prepare is None else prepare(steps.xs)),
+        setting.num_chunks,
+        step_in_order=functools.partial(step, in_order=True),
+        tolerance=setting.parallel.tolerance,
+        axis_name=setting.parallel.axis_name,
+        reverse=setting.reverse,
+    )
+
+
+def _jvp(setting: Setting, primals: Any, tangents: Any) -> Any:
+    params, h0, steps = primals
+    d_params, d_h0, d_steps = tangents
+    h_last, states, report = recur_side_by_side(setting, *primals)
+    devices = Devices(setting.parallel.axis_name, setting.reverse)
+
+    before = restart(steps.resets, params.h0, _before_each(devices, h0, states))
+    slope = SLOPES.get(setting.activation)
+    at = states if slope is not None else pre_activations(params, steps.xs, before)
+    jacobians = Jacobians(at, steps.mask, steps.resets)
+    d_xs = None if isinstance(d_steps.xs, SymbolicZero) else d_steps.xs
+    dz = input_tangent(params, d_params, before, steps.xs, d_xs)
+    if steps.resets is not None and not isinstance(d_params.h0, SymbolicZero):
+        begins = jnp.zeros_like(states)
+        dz = dz + setting.make_push(params, in_order=False)(
+            restart(steps.resets, d_params.h0, begins)
+        )
+    source = zero_masked(steps.mask, jacobians.scale(setting, dz).astype(states.dtype))
+    if not isinstance(d_h0, SymbolicZero):
+        first = -1 if setting.reverse else 0
+        entering = jax.tree.map(lambda leaf: leaf[first], jacobians).apply(setting, params, d_h0)
+        source = source.at[first].add(devices.before(entering, jnp.zeros_like(entering)))
+    d_states = _solve(setting, params, jacobians, source, report.agreed)
+    d_last = devices.last(d_states[0 if setting.reverse else -1])
+    no_tangent = jax.tree.map(zero_from_primal, report)
+    return (h_last, states, report), (d_last, d_states, no_tangent)
+
+
+recur_side_by_side.defjvp(_jvp, symbolic_zeros=True)
+
+
+class Jacobians(NamedTuple):
+    """J_t, the derivative of the state by the one before it, of consecutive steps or of one."""
+
+    at: Array
+    """States or, for an activation without a table entry, pre-activations."""
+
+    mask: Array | None
+    restarts: Array | None
+
+    def scale(self, setting: Setting, da: Array) -> Array:
+        """``f'(a) da``."""
+        slope = SLOPES.get(setting.activation)
+        at = self.at.astype(da.dtype)
+        return da * (slope_at(setting.activation, at) if slope is None else slope(at))
+
+    def apply(
+        self, setting: Setting, params: RNNParams, dh: Array, *, in_order: bool = False
+    ) -> Array:
+        """``J_t dh``."""
+        da = setting.make_push(params, in_order)(restart(self.restarts, jnp.zeros_like(dh), dh))
+        return where_unmasked(self.mask, self.scale(setting, da).astype(dh.dtype), dh)
+
+    def apply_transposed(
+        self, setting: Setting, params: RNNParams, ct: Array, *, in_order: bool = False
+    ) -> Array:
+        """``J_t^T ct``."""
+        push = jax.linear_transpose(setting.make_push(params, in_order), ct)
+        (ct_h,) = push(self.scale(setting, ct.astype(accumulation_dtype(ct.dtype))))
+        ct_h = restart(self.restarts, jnp.zeros_like(ct_h), ct_h)
+        return where_unmasked(self.mask, ct_h, ct)
+
+
+def _solve(
+    setting: Setting, params: RNNParams, jacobians: Jacobians, source: Array, forgets: Array
+) -> Array:
+    """``x_t = J_t x_{t-1} + source_t``, from zero: [T, *B, H]."""
+    zero = jnp.zeros_like(source[0])
+
+    def run(step: Callable[..., Array], steps: Any, reverse: bool) -> Array:
+        return run_side_by_side(
+            step,
+            zero,
+            steps,
+            setting.num_chunks,
+            step_in_order=functools.partial(step, in_order=True),
+            tolerance=setting.parallel.tolerance,
+            axis_name=setting.parallel.axis_name,
+            reverse=reverse,
+            forgets=forgets,
+        )[1]
+
+    devices = Devices(setting.parallel.axis_name, setting.reverse)
+    back = devices._replace(reverse=not setting.reverse)
+
+    def apply(x: Array) -> Array:
+        return x - jacobians.apply(setting, params, _before_each(devices, zero, x))
+
+    def solve(_: Any, source: Array) -> Array:
+        def step(x: Array, now: Any, in_order: bool = False) -> Array:
+            return now[0] + now[1].apply(setting, params, x, in_order=in_order)
+
+        return run(step, (source, jacobians), reverse=devices.reverse)
+
+    def solve_transposed(_: Any, ct: Array) -> Array:
+        def step(passed: Array, now: Any, in_order: bool = False) -> Array:
+            return now[1].apply_transposed(setting, params, now[0] + passed, in_order=in_order)
+
+        passed = run(step, (ct, jacobians), reverse=back.reverse)
+        return ct + _before_each(back, zero, passed)
+
+    return lax.custom_linear_solve(apply, source, solve, solve_transposed)
+
+
+def _before_each(devices: Devices, first: Array, states: Array) -> Array:
+    """The state before each step [T, *B, H], in the order in which they are run."""
+    if devices.reverse:
+        return jnp.concatenate([states[1:], devices.before(first, states[0])[None]])
+    return jnp.concatenate([devices.before(first, states[-1])[None], states[:-1]])
