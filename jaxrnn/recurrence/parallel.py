@@ -9,6 +9,7 @@ not of the runs by which it was found.
 # Without `from __future__ import annotations`, for which pdoc cannot show the fields of NamedTuples
 # (https://github.com/mitmproxy/pdoc/issues/765).
 import functools
+import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -41,18 +42,20 @@ class Parallel(NamedTuple):
     Results are those of the steps in order, up to `tolerance`; so are derivatives of any order,
     which are of the result and not of the runs that found it. Of a gradient, what is smaller than
     `tolerance` times its largest entry may be lost. Under ``vmap``, if one sequence has to run in
-    order, all do.
+    order, all do. ``jax.linear_transpose``, which asks no rule for derivatives, does not apply;
+    ``jax.vjp`` does.
 
         rnn = jaxrnn.vanilla_rnn(8, 256, parallel=jaxrnn.Parallel())
-        params = rnn.init(jax.random.key(0))
-        h, hs = jax.jit(rnn.unroll)(params, None, jnp.ones((9600, 8)))
+        params, xs = rnn.init(jax.random.key(0)), jnp.ones((9600, 8))
+        h, hs = jax.jit(rnn.unroll)(params, None, xs)
 
-    Along devices, time is split by ``jax.shard_map``:
+    Over devices, time is split by ``jax.shard_map`` (P is ``jax.P``):
 
         def run(params, xs):
             return jaxrnn.unroll(params, None, xs, parallel=jaxrnn.Parallel(axis_name="time"))
 
-        mesh = jax.make_mesh((jax.device_count(),), ("time",))
+        auto = (jax.sharding.AxisType.Auto,)
+        mesh = jax.make_mesh((jax.device_count(),), ("time",), axis_types=auto)
         specs = dict(in_specs=(P(), P("time")), out_specs=(P(), P("time")))
         h, hs = jax.jit(jax.shard_map(run, mesh=mesh, **specs))(params, xs)
 
@@ -72,13 +75,15 @@ def check_parallel(parallel: Any) -> None:
     """Refuse what is not a `Parallel`, or one with bad options."""
     if not isinstance(parallel, Parallel):
         raise TypeError(f"parallel is {parallel!r:.60}, expected a jaxrnn.Parallel")
-    num_chunks, tolerance, axis_name = parallel
+    num_chunks: Any = parallel.num_chunks
+    tolerance: Any = parallel.tolerance
+    axis_name: Any = parallel.axis_name
     if num_chunks is not None:
         check_size("parallel.num_chunks", num_chunks)
-    if tolerance is not None and not isinstance(
-        check_positive("parallel.tolerance", tolerance), float
-    ):
-        raise TypeError("parallel.tolerance is a traced array, expected a number")
+    if tolerance is not None:
+        if not isinstance(tolerance, numbers.Real):  # an array is not hashable
+            raise TypeError(f"parallel.tolerance is {tolerance!r:.60}, expected a number")
+        check_positive("parallel.tolerance", tolerance)
     if axis_name is not None and not isinstance(axis_name, str):
         raise TypeError(f"parallel.axis_name is {axis_name!r}, expected the name of a mesh axis")
 

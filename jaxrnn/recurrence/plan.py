@@ -67,7 +67,7 @@ def _choose_strategy(h0: Array, input_size: int) -> Strategy:
     if units > _FEW_UNITS:
         if is_symbolic_dim(numbers) or not many:
             return "before"
-        if units >= _MANY_UNITS and 8 * numbers <= units**2:
+        if units >= _MANY_UNITS and 32 * numbers <= units**2:
             return "columns"
         return "joined" if units <= _MANY_UNITS and 2 * input_size <= units else "before"
     if input_size > units:

@@ -19,6 +19,7 @@ def test_a_missing_peer_skips_a_test_unless_peers_are_required(monkeypatch):
     assert import_peer("json.decoder").JSONDecoder
 
 
-def test_the_last_command_of_the_gate_requires_peers():
-    last = GATE.read_text(encoding="utf-8").splitlines()[-1]
-    assert last.startswith("JAXRNN_REQUIRE_PEERS=1 .venv/bin/pytest tests/interop ")
+def test_where_the_gate_installs_peers_it_requires_them():
+    lines = GATE.read_text(encoding="utf-8").splitlines()
+    after = lines[lines.index(".venv/bin/pip install -q -e '.[peers]'") + 1]
+    assert after.startswith("JAXRNN_REQUIRE_PEERS=1 .venv/bin/pytest tests/interop ")

@@ -1,6 +1,7 @@
 """Time in parallel equals time in order: values, derivatives, and what is reported of it."""
 
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -231,6 +232,7 @@ def test_time_split_over_two_devices_gives_the_values_and_gradients_of_one(tmp_p
         ({"parallel": Parallel(0)}, ValueError, "parallel.num_chunks is 0, expected an int"),
         ({"parallel": Parallel(2.0)}, TypeError, "parallel.num_chunks is 2.0, expected an int"),
         ({"parallel": Parallel(tolerance=-1)}, ValueError, "parallel.tolerance is -1, expected"),
+        ({"parallel": Parallel(tolerance=jnp.ones(()))}, TypeError, "parallel.tolerance is Array"),
         ({"parallel": Parallel(axis_name=3)}, TypeError, "parallel.axis_name is 3, expected"),
         ({"parallel": Parallel(), "remat": True}, ValueError, "given with remat=True"),
         (
@@ -246,6 +248,18 @@ def test_bad_options_are_refused_by_the_function_and_the_layer(key, options, err
         jaxrnn.unroll(*arguments, **options)
     with pytest.raises(error, match=message):
         jaxrnn.vanilla_rnn(D, H, **options)
+
+
+@pytest.mark.usefixtures("as_on_the_command_line")
+def test_the_examples_of_the_docstring_run_as_printed_and_give_the_steps_in_order():
+    lines = inspect.getdoc(Parallel).splitlines()
+    example = "\n".join(line[4:] for line in lines if line.startswith("    ") or not line)
+    example = example.partition("num_chunks:")[0]
+    names = {"jax": jax, "jnp": jnp, "jaxrnn": jaxrnn, "P": jax.P}
+    exec(example, names)
+    layer = jaxrnn.vanilla_rnn(8, 256)
+    expected = layer.unroll(names["params"], None, names["xs"])
+    assert_close((names["h"], names["hs"]), expected, length=9600)
 
 
 def test_memory_length_is_that_of_a_linear_network_and_decides_what_is_recommended(key):

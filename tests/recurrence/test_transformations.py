@@ -16,36 +16,39 @@ from tests.support.checks import assert_close, choose_strategy, draw_marks, draw
 from tests.support.peers import import_peer
 from tests.support.processes import run_alone
 
-pytestmark = pytest.mark.every_version
-
 T, B, D, H = 5, (2, 2), 2, 3
 LENGTH = T * 4 * H**2
-MASKED = pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
+WHOLE_ONES, MASKED, PARALLEL = "whole", "masked", "masked, in parallel"
+SETTINGS = [
+    pytest.param(setting, marks=pytest.mark.every_version) for setting in (WHOLE_ONES, MASKED)
+]
+in_each_setting = pytest.mark.parametrize("setting", [*SETTINGS, PARALLEL])
 
 
-def draw(masked, steps=T):
+def draw(setting, steps=T):
     """((params, h0, xs), (mask, resets), cotangents of the outputs)."""
     keys = jax.random.split(jax.random.key(0), 5)
     h0, xs = jax.random.normal(keys[1], (*B, H)), jax.random.normal(keys[2], (steps, *B, D))
-    marks = draw_marks(keys[3], (steps, *B)) if masked else (None, None)
+    marks = (None, None) if setting == WHOLE_ONES else draw_marks(keys[3], (steps, *B))
     cotangents = random_like(keys[4], (h0, jnp.zeros((steps, *B, H))))
     return (draw_rnn(keys[0], D, H), h0, xs), marks, cotangents
 
 
-def bind(unroll, masked, **options):
+def bind(unroll, setting, **options):
     """`unroll` or `unroll_plain` as ``call(params, h0, xs, mask, resets)``: forward, or where there
     is a mask in reverse and in chunks."""
-    if masked:
-        options |= {"reverse": True}
-        options |= {"chunk_size": 2} if unroll is jaxrnn.unroll else {}
+    options |= {"reverse": setting != WHOLE_ONES}
+    if unroll is jaxrnn.unroll:
+        extra = {MASKED: {"chunk_size": 2}, PARALLEL: {"parallel": jaxrnn.Parallel(2)}}
+        options |= extra.get(setting, {})
     return lambda *a: unroll(*a[:3], mask=a[3], resets=a[4], **options)
 
 
 @pytest.fixture(autouse=True)
 def strategy(request, monkeypatch):
     """Two strategies whose programs differ most."""
-    masked = "masked" in request.fixturenames and request.getfixturevalue("masked")
-    choose_strategy(monkeypatch, "columns" if masked else "joined")
+    setting = request.getfixturevalue("setting") if "setting" in request.fixturenames else None
+    choose_strategy(monkeypatch, "columns" if setting == MASKED else "joined")
 
 
 # Derivatives and maps: each equals that of the plain scan
@@ -129,32 +132,32 @@ def derivatives(call, marks):
     }
 
 
-@MASKED
+@in_each_setting
 @pytest.mark.parametrize("name", derivatives(None, (None, None)))
-def test_every_transformation_equals_that_of_the_plain_scan(name, masked):
-    arguments, marks, _ = draw(masked)
+def test_every_transformation_equals_that_of_the_plain_scan(name, setting):
+    arguments, marks, _ = draw(setting)
     got, expected = (
-        jax.jit(derivatives(bind(unroll, masked), marks)[name])(arguments)
+        jax.jit(derivatives(bind(unroll, setting), marks)[name])(arguments)
         for unroll in (jaxrnn.unroll, jaxrnn.unroll_plain)
     )
     assert_close(got, expected, length=LENGTH, what=name)
 
 
-@MASKED
+@in_each_setting
 @pytest.mark.parametrize("name", ["jacrev", "nested vmap"])
-def test_transformations_work_without_jit(name, masked):
-    arguments, marks, _ = draw(masked)
-    run = derivatives(bind(jaxrnn.unroll, masked), marks)[name]
+def test_transformations_work_without_jit(name, setting):
+    arguments, marks, _ = draw(setting)
+    run = derivatives(bind(jaxrnn.unroll, setting), marks)[name]
     assert_close(run(arguments), jax.jit(run)(arguments), length=LENGTH, what=name)
 
 
-@MASKED
-def test_linear_transpose_of_a_linear_network_is_its_vjp(masked):
-    (params, h0, xs), marks, cotangents = draw(masked)
+@pytest.mark.parametrize("setting", SETTINGS)  # a while loop, of Parallel, has no transpose
+def test_linear_transpose_of_a_linear_network_is_its_vjp(setting):
+    (params, h0, xs), marks, cotangents = draw(setting)
     params = params._replace(b=None, h0=None)
 
     def linear(unroll):
-        call = bind(unroll, masked, activation=jax.nn.identity)
+        call = bind(unroll, setting, activation=jax.nn.identity)
         return lambda h0, xs: call(params, h0, xs, *marks)
 
     got = jax.jit(jax.linear_transpose(linear(jaxrnn.unroll), h0, xs))(cotangents)
@@ -162,8 +165,9 @@ def test_linear_transpose_of_a_linear_network_is_its_vjp(masked):
     assert_close(got, expected, length=LENGTH)
 
 
+@pytest.mark.every_version
 def test_jet_is_refused_by_the_scan_itself():
-    (params, h0, xs), *_ = draw(masked=False)
+    (params, h0, xs), *_ = draw(WHOLE_ONES)
     with pytest.raises((KeyError, NotImplementedError), match="scan"):  # once it can, list it above
         jet.jet(lambda x: jaxrnn.unroll_plain(params, h0, x), (xs,), ([xs],))
 
@@ -283,12 +287,12 @@ WAYS_TO_RUN = {
 }
 
 
-@MASKED
+@in_each_setting
 @pytest.mark.parametrize("name", WAYS_TO_RUN)
-def test_every_way_to_run_gives_the_values_and_gradients_of_the_plain_scan(name, masked):
-    given = draw(masked)
-    expected = jax.jit(with_gradients(bind(jaxrnn.unroll_plain, masked)))(*given)
-    got = WAYS_TO_RUN[name](bind(jaxrnn.unroll, masked))(*given)
+def test_every_way_to_run_gives_the_values_and_gradients_of_the_plain_scan(name, setting):
+    given = draw(setting)
+    expected = jax.jit(with_gradients(bind(jaxrnn.unroll_plain, setting)))(*given)
+    got = WAYS_TO_RUN[name](bind(jaxrnn.unroll, setting))(*given)
     assert_close(got, expected, length=LENGTH, what=name)
 
 
@@ -387,16 +391,16 @@ WAYS_TO_SHARD = {
 }
 
 
-def shard_in_every_way(masked):
+def shard_in_every_way(setting):
     use_cpu_devices(2)
-    given = draw(masked)
-    expected = jax.jit(with_gradients(bind(jaxrnn.unroll_plain, masked)))(*given)
+    given = draw(setting)
+    expected = jax.jit(with_gradients(bind(jaxrnn.unroll_plain, setting)))(*given)
     for name, way in WAYS_TO_SHARD.items():
-        got = way(bind(jaxrnn.unroll, masked), given)
+        got = way(bind(jaxrnn.unroll, setting), given)
         got, like = jax.device_get((got, expected))
         assert_close(got, like, length=LENGTH, what=name)
 
 
-@MASKED
-def test_every_way_to_shard_gives_the_values_and_gradients_of_the_plain_scan(tmp_path, masked):
-    run_alone(shard_in_every_way, tmp_path, masked)
+@in_each_setting
+def test_every_way_to_shard_gives_the_values_and_gradients_of_the_plain_scan(tmp_path, setting):
+    run_alone(shard_in_every_way, tmp_path, setting)
