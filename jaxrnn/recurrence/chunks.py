@@ -48,6 +48,12 @@ def scan_chunks(
     return state, jnp.concatenate([ys, last_ys]) if tail else ys
 
 
+def states_before(states: Array, start: Array, reverse: bool) -> Array:
+    """What stood before each of `states` along the first axis; before the first one, `start`."""
+    parts = [states[1:], start[None]] if reverse else [start[None], states[:-1]]
+    return jnp.concatenate(parts)
+
+
 def states_before_chunks(h0: Array, states: Array, size: int, reverse: bool) -> Array:
     """The state [chunks, *B, H] before the first step that each chunk of `states` computes."""
     if states.shape[0] <= size:

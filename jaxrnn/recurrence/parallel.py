@@ -21,6 +21,7 @@ from jax.custom_derivatives import SymbolicZero, zero_from_primal
 from jaxrnn._checks import check_positive, check_size
 from jaxrnn._types import Activation, Array, accumulation_dtype
 from jaxrnn.params import RNNParams
+from jaxrnn.recurrence.chunks import states_before
 from jaxrnn.recurrence.plan import Strategy, make_plan, make_products, make_push
 from jaxrnn.recurrence.reference import Steps, restart, where_unmasked, zero_masked
 from jaxrnn.recurrence.side_by_side import Devices, ParallelReport, run_side_by_side
@@ -259,6 +260,5 @@ def _solve(
 
 def _before_each(devices: Devices, first: Array, states: Array) -> Array:
     """The state before each step [T, *B, H], in the order in which they are run."""
-    if devices.reverse:
-        return jnp.concatenate([states[1:], devices.before(first, states[0])[None]])
-    return jnp.concatenate([devices.before(first, states[-1])[None], states[:-1]])
+    last = states[0 if devices.reverse else -1]
+    return states_before(states, devices.before(first, last), devices.reverse)

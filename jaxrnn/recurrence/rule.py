@@ -20,7 +20,7 @@ from jax.export import is_symbolic_dim
 from jaxrnn._checks import check_flag, check_size
 from jaxrnn._types import Activation, Array
 from jaxrnn.params import RNNParams, initial_unit_state
-from jaxrnn.recurrence.chunks import scan_chunks, states_before_chunks
+from jaxrnn.recurrence.chunks import scan_chunks, states_before, states_before_chunks
 from jaxrnn.recurrence.parallel import (
     Parallel,
     check_parallel,
@@ -173,7 +173,7 @@ def _recur_jvp(setting: Setting, primals: Any, tangents: Any) -> Any:
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def run(dh: Array, chunk: Any) -> tuple[Array, Array]:
         (states, d_xs, (xs, mask, restarts)), start = chunk
-        before = restart(restarts, params.h0, _shift(states, start, setting.reverse))
+        before = restart(restarts, params.h0, states_before(states, start, setting.reverse))
         at = states if slope is not None else pre_activations(params, xs, before)
         dz = input_tangent(params, d_params, before, xs, d_xs)
         return lax.scan(body, dh, (at, dz, mask, restarts), reverse=setting.reverse)
@@ -198,9 +198,3 @@ def _recur_jvp(setting: Setting, primals: Any, tangents: Any) -> Any:
 
 
 recur.defjvp(_recur_jvp, symbolic_zeros=True)
-
-
-def _shift(states: Array, start: Array, reverse: bool) -> Array:
-    """The state before each step of a chunk, [T, *B, H]."""
-    parts = [states[1:], start[None]] if reverse else [start[None], states[:-1]]
-    return jnp.concatenate(parts)

@@ -18,6 +18,7 @@ from jax import lax
 
 from jaxrnn._types import Array, accumulation_dtype
 from jaxrnn.params import vary_with
+from jaxrnn.recurrence.chunks import states_before
 from jaxrnn.recurrence.reference import select
 
 Step = Callable[[Array, Any], Array]
@@ -84,8 +85,7 @@ class Chunks(NamedTuple):
 
     def starts(self, h0: Array, ends: Array) -> Array:
         """The states [P, *B, H] before the chunks, from those behind them."""
-        parts = [ends[1:], h0[None]] if self.reverse else [h0[None], ends[:-1]]
-        return jnp.concatenate(parts)
+        return states_before(ends, h0, self.reverse)
 
     def last(self, ends: Array) -> Array:
         """The state behind the last chunk."""
@@ -104,15 +104,11 @@ class Devices(NamedTuple):
 
     def before(self, h0: Array, end: Array) -> Array:
         """`end` of the device before; `h0` on the first one."""
-        return h0 if self.axis_name is None else self.choose(0, h0, self.shift(end))
-
-    def shift(self, end: Array) -> Array:
-        """`end` of the device before; zeros on the first one."""
         if self.axis_name is None:
-            return jnp.zeros_like(end)
+            return h0
         pairs = [(i, i + 1) for i in range(lax.axis_size(self.axis_name) - 1)]
         pairs = [pair[::-1] for pair in pairs] if self.reverse else pairs
-        return lax.ppermute(end, self.axis_name, pairs)
+        return self.choose(0, h0, lax.ppermute(end, self.axis_name, pairs))
 
     def choose(self, position: int, here: Array, elsewhere: Array) -> Array:
         """`here` on the first (0) or the last (-1) device, and `elsewhere` on all others."""
@@ -239,35 +235,15 @@ def _mend(
 ) -> tuple[Array, Array, ParallelReport]:
     """Run all chunks again, each from where the one before ended, until that agrees with the run
     before: (ends, states, report). The k-th run makes the first k chunks right in any case."""
-    size = chunks.shape[1]
 
     def again(carry: Any) -> Any:
         ends, states, report = carry
-        before = devices.before(h0, chunks.last(ends))
-
-        def apart(carry: Any) -> Array:
-            t, _, _, gap = carry
-            return (t < size) & ~jnp.all(gap <= limit)
-
-        def body(carry: Any) -> Any:
-            t, h, states, _ = carry
-            h = chunks.advance(h, t)
-            gap = jnp.max(jnp.abs(h - _take(states, chunks.place(t), 1)), -1, keepdims=True)
-            # By depending on the gap, states are read before they are overwritten: otherwise XLA
-            # copies all of them at every step.
-            states = chunks.put(states, h, t + jnp.any(gap < 0).astype(t.dtype))
-            return t + 1, h, states, gap
-
-        start = report.mended * 0, chunks.starts(before, ends), states, report.residuals + jnp.inf
-        t, h, states, gap = lax.while_loop(apart, body, start)
+        starts = chunks.starts(devices.before(h0, chunks.last(ends)), ends)
+        t, h, states, gap = _run_until_agreed(chunks, starts, states, limit)
         agreed = jnp.all(gap <= limit)
         ends = jnp.where(agreed, ends, h)
-        everywhere = devices.combine(lax.pmin, agreed.astype(jnp.int32)) > 0
-        return (
-            ends,
-            states,
-            ParallelReport(forgets, report.sweeps + 1, t, vary_with(everywhere, h0), gap),
-        )
+        everywhere = vary_with(devices.combine(lax.pmin, agreed.astype(jnp.int32)) > 0, h0)
+        return ends, states, ParallelReport(forgets, report.sweeps + 1, t, everywhere, gap)
 
     def unfinished(carry: Any) -> Array:
         report = carry[2]
@@ -277,6 +253,30 @@ def _mend(
     once, never = forgets.astype(jnp.int32), forgets & False
     report = ParallelReport(forgets, once, once * 0, never, jnp.zeros_like(ends[..., :1]))
     return lax.while_loop(unfinished, again, (ends, states, report))
+
+
+def _run_until_agreed(
+    chunks: Chunks, starts: Array, states: Array, limit: Array
+) -> tuple[Array, Array, Array, Array]:
+    """Run all chunks over `states` of the run before, until both differ by at most `limit`:
+    (steps, h, states, the last difference [P, *B, 1])."""
+
+    def apart(carry: Any) -> Array:
+        t, _, _, gap = carry
+        return (t < chunks.shape[1]) & ~jnp.all(gap <= limit)
+
+    def body(carry: Any) -> Any:
+        t, h, states, _ = carry
+        h = chunks.advance(h, t)
+        gap = jnp.max(jnp.abs(h - _take(states, chunks.place(t), 1)), -1, keepdims=True)
+        # By depending on the gap, states are read before they are overwritten: otherwise XLA copies
+        # all of them at every step.
+        states = chunks.put(states, h, t + jnp.any(gap < 0).astype(t.dtype))
+        return t + 1, h, states, gap
+
+    start = jnp.int32(0), jnp.full_like(starts[..., :1], jnp.inf)
+    t, infinite = vary_with(start, starts)
+    return lax.while_loop(apart, body, (t, starts, states, infinite))
 
 
 def _run_in_order(
