@@ -29,6 +29,8 @@ from jaxrnn.recurrence.tangents import SLOPES, input_tangent, pre_activations, s
 
 _FEWEST_STEPS = 64
 
+Push = Callable[[Array], Array]
+
 
 class Parallel(NamedTuple):
     """An option of `unroll` and `vanilla_rnn`: one long sequence runs as fast as many short ones.
@@ -108,10 +110,6 @@ class Setting(NamedTuple):
     num_chunks: int
     parallel: Parallel
 
-    def make_push(self, params: RNNParams, in_order: bool) -> Callable[[Array], Array]:
-        """``dh -> W dh``."""
-        return make_push(self.strategy_in_order if in_order else self.strategy, params.w_hh)
-
 
 def make_setting(
     h0: Array, steps: Steps, activation: Activation, reverse: bool, parallel: Parallel
@@ -133,21 +131,24 @@ def recur_side_by_side(
     prepare, combine = make_products(setting.strategy, params)
     each, combine_in_order = make_products(setting.strategy_in_order, params)
 
-    def step(h: Array, now: tuple[Steps, Array], in_order: bool = False) -> Array:
-        (x, mask, restarts), z = now
-        before = restart(restarts, params.h0, h)
-        if in_order:
-            a = combine_in_order(x if each is None else each(x), before)
-        else:
-            a = combine(z, before)
+    def finish(a: Array, h: Array, mask: Array | None) -> Array:
         return where_unmasked(mask, setting.activation(a).astype(h.dtype), h)
+
+    def step(h: Array, now: tuple[Steps, Array]) -> Array:
+        (_, mask, restarts), z = now
+        return finish(combine(z, restart(restarts, params.h0, h)), h, mask)
+
+    def step_in_order(h: Array, now: tuple[Steps, Array]) -> Array:
+        (x, mask, restarts), _ = now
+        z = x if each is None else each(x)
+        return finish(combine_in_order(z, restart(restarts, params.h0, h)), h, mask)
 
     return run_side_by_side(
         step,
         h0,
         (steps, steps.xs if prepare is None else prepare(steps.xs)),
         setting.num_chunks,
-        step_in_order=functools.partial(step, in_order=True),
+        step_in_order=step_in_order,
         tolerance=setting.parallel.tolerance,
         axis_name=setting.parallel.axis_name,
         reverse=setting.reverse,
@@ -167,14 +168,14 @@ def _jvp(setting: Setting, primals: Any, tangents: Any) -> Any:
     d_xs = None if isinstance(d_steps.xs, SymbolicZero) else d_steps.xs
     dz = input_tangent(params, d_params, before, steps.xs, d_xs)
     if steps.resets is not None and not isinstance(d_params.h0, SymbolicZero):
-        begins = jnp.zeros_like(states)
-        dz = dz + setting.make_push(params, in_order=False)(
-            restart(steps.resets, d_params.h0, begins)
-        )
-    source = zero_masked(steps.mask, jacobians.scale(setting, dz).astype(states.dtype))
+        initial = restart(steps.resets, d_params.h0, jnp.zeros_like(states))
+        dz = dz + make_push(setting.strategy, params.w_hh)(initial)
+    source = zero_masked(steps.mask, jacobians.scale(setting.activation, dz).astype(states.dtype))
     if not isinstance(d_h0, SymbolicZero):
         first = -1 if setting.reverse else 0
-        entering = jax.tree.map(lambda leaf: leaf[first], jacobians).apply(setting, params, d_h0)
+        push = make_push(setting.strategy, params.w_hh)
+        step = jax.tree.map(lambda leaf: leaf[first], jacobians)
+        entering = step.apply(setting.activation, push, d_h0)
         source = source.at[first].add(devices.before(entering, jnp.zeros_like(entering)))
     d_states = _solve(setting, params, jacobians, source, report.agreed)
     d_last = devices.last(d_states[0 if setting.reverse else -1])
@@ -194,25 +195,21 @@ class Jacobians(NamedTuple):
     mask: Array | None
     restarts: Array | None
 
-    def scale(self, setting: Setting, da: Array) -> Array:
+    def scale(self, activation: Activation, da: Array) -> Array:
         """``f'(a) da``."""
-        slope = SLOPES.get(setting.activation)
+        slope = SLOPES.get(activation)
         at = self.at.astype(da.dtype)
-        return da * (slope_at(setting.activation, at) if slope is None else slope(at))
+        return da * (slope_at(activation, at) if slope is None else slope(at))
 
-    def apply(
-        self, setting: Setting, params: RNNParams, dh: Array, *, in_order: bool = False
-    ) -> Array:
-        """``J_t dh``."""
-        da = setting.make_push(params, in_order)(restart(self.restarts, jnp.zeros_like(dh), dh))
-        return where_unmasked(self.mask, self.scale(setting, da).astype(dh.dtype), dh)
+    def apply(self, activation: Activation, push: Push, dh: Array) -> Array:
+        """``J_t dh``; `push` is that of `make_push`."""
+        da = push(restart(self.restarts, jnp.zeros_like(dh), dh))
+        return where_unmasked(self.mask, self.scale(activation, da).astype(dh.dtype), dh)
 
-    def apply_transposed(
-        self, setting: Setting, params: RNNParams, ct: Array, *, in_order: bool = False
-    ) -> Array:
+    def apply_transposed(self, activation: Activation, push: Push, ct: Array) -> Array:
         """``J_t^T ct``."""
-        push = jax.linear_transpose(setting.make_push(params, in_order), ct)
-        (ct_h,) = push(self.scale(setting, ct.astype(accumulation_dtype(ct.dtype))))
+        ct_da = self.scale(activation, ct.astype(accumulation_dtype(ct.dtype)))
+        (ct_h,) = jax.linear_transpose(push, ct)(ct_da)
         ct_h = restart(self.restarts, jnp.zeros_like(ct_h), ct_h)
         return where_unmasked(self.mask, ct_h, ct)
 
@@ -223,37 +220,42 @@ def _solve(
     """``x_t = J_t x_{t-1} + source_t``, from zero: [T, *B, H]."""
     zero = jnp.zeros_like(source[0])
 
-    def run(step: Callable[..., Array], steps: Any, reverse: bool) -> Array:
+    devices = Devices(setting.parallel.axis_name, setting.reverse)
+    back = devices._replace(reverse=not setting.reverse)
+    activation = setting.activation
+    pushes = [  # made here, outside of every loop
+        make_push(strategy, params.w_hh)
+        for strategy in (setting.strategy, setting.strategy_in_order)
+    ]
+
+    def run(make_step: Callable[[Push], Any], given: Array, reverse: bool) -> Array:
+        step, step_in_order = map(make_step, pushes)
         return run_side_by_side(
             step,
             zero,
-            steps,
+            (given, jacobians),
             setting.num_chunks,
-            step_in_order=functools.partial(step, in_order=True),
+            step_in_order=step_in_order,
             tolerance=setting.parallel.tolerance,
             axis_name=setting.parallel.axis_name,
             reverse=reverse,
             forgets=forgets,
         )[1]
 
-    devices = Devices(setting.parallel.axis_name, setting.reverse)
-    back = devices._replace(reverse=not setting.reverse)
-
     def apply(x: Array) -> Array:
-        return x - jacobians.apply(setting, params, _before_each(devices, zero, x))
+        return x - jacobians.apply(activation, pushes[0], _before_each(devices, zero, x))
 
     def solve(_: Any, source: Array) -> Array:
-        def step(x: Array, now: Any, in_order: bool = False) -> Array:
-            return now[0] + now[1].apply(setting, params, x, in_order=in_order)
+        def make_step(push: Push) -> Any:
+            return lambda x, now: now[0] + now[1].apply(activation, push, x)
 
-        return run(step, (source, jacobians), reverse=devices.reverse)
+        return run(make_step, source, devices.reverse)
 
     def solve_transposed(_: Any, ct: Array) -> Array:
-        def step(passed: Array, now: Any, in_order: bool = False) -> Array:
-            return now[1].apply_transposed(setting, params, now[0] + passed, in_order=in_order)
+        def make_step(push: Push) -> Any:
+            return lambda passed, now: now[1].apply_transposed(activation, push, now[0] + passed)
 
-        passed = run(step, (ct, jacobians), reverse=back.reverse)
-        return ct + _before_each(back, zero, passed)
+        return ct + _before_each(back, zero, run(make_step, ct, back.reverse))
 
     return lax.custom_linear_solve(apply, source, solve, solve_transposed)
 
