@@ -23,6 +23,7 @@ from experiments.shared.output import CHECKPOINTS, Tick, name_folder, progress_b
 EXPERIMENTS = (
     "tour",
     "bench",
+    "parallel",
     "forecast",
     "text",
     "music",

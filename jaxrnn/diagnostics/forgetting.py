@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -63,7 +64,8 @@ def recommend_parallel(layer: Layer, params: Params, state: State, xs: Array) ->
     It pays where the network forgets within a quarter of a chunk. Of a concrete network and
     sequence, outside ``jit``. Arguments are those of `memory_length`, of a vanilla layer."""
     length = int(memory_length(layer, params, state, xs))
-    most = choose_num_chunks(Parallel(), len(xs), layer.output_size)
+    one = jax.ShapeDtypeStruct((layer.output_size,), jnp.float32)
+    most = choose_num_chunks(Parallel(), len(xs), one)
     num_chunks = min(most, len(xs) // (4 * length))
     return Parallel(num_chunks) if num_chunks >= 4 else None
 

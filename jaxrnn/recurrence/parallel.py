@@ -28,6 +28,9 @@ from jaxrnn.recurrence.side_by_side import Devices, ParallelReport, run_side_by_
 from jaxrnn.recurrence.tangents import SLOPES, input_tangent, pre_activations, slope_at
 
 _FEWEST_STEPS = 64
+_CHUNKS = 16
+_LARGE_BATCH, _FEW_UNITS, _MANY_UNITS = 4, 64, 512
+_STEPS_ON_GPU = 256
 
 Push = Callable[[Array], Array]
 
@@ -45,8 +48,8 @@ class Parallel(NamedTuple):
     Results are those of the steps in order, up to `tolerance`; so are derivatives of any order,
     which are of the result and not of the runs that found it. Of a gradient, what is smaller than
     `tolerance` times its largest entry may be lost. Under ``vmap``, if one sequence has to run in
-    order, all do. ``jax.linear_transpose``, which asks no rule for derivatives, does not apply;
-    ``jax.vjp`` does.
+    order, all do, and the number of chunks is chosen as for one. ``jax.linear_transpose``, which
+    asks no rule for derivatives, does not apply; ``jax.vjp`` does.
 
         rnn = jaxrnn.vanilla_rnn(8, 256, parallel=jaxrnn.Parallel())
         params, xs = rnn.init(jax.random.key(0)), jnp.ones((9600, 8))
@@ -62,7 +65,9 @@ class Parallel(NamedTuple):
         specs = dict(in_specs=(P(), P("time")), out_specs=(P(), P("time")))
         h, hs = jax.jit(jax.shard_map(run, mesh=mesh, **specs))(params, xs)
 
-    num_chunks: the number of chunks, per device; None chooses it.
+    num_chunks: the number of chunks, per device; None chooses it, and chooses 1, in order, where
+      chunks would not pay: on a CPU at up to 64 units, and for more than one sequence, or than
+      four of at least 512 units.
     tolerance: states agree that differ by at most this, relative to the largest entry of any state
       of their sequence. None means 32 times the machine epsilon.
     axis_name: the axis of ``jax.shard_map`` along which time is split: each device has its part of
@@ -91,11 +96,22 @@ def check_parallel(parallel: Any) -> None:
         raise TypeError(f"parallel.axis_name is {axis_name!r}, expected the name of a mesh axis")
 
 
-def choose_num_chunks(parallel: Parallel, num_steps: int, units: int) -> int:
-    """P, as `parallel` says, or else near what was measured to be fastest, a divisor of T."""
+def choose_num_chunks(parallel: Parallel, num_steps: int, h0: Array | jax.ShapeDtypeStruct) -> int:
+    """P for states h0 [*B, H], as `parallel` says, or else near what was measured to be fastest
+    (``python -m experiments parallel``), a divisor of T.
+
+    On a CPU reading W takes most of the time for one sequence, if W is not small, and for several
+    if it is large; else P is 1, in order. On a GPU a step takes as long for one sequence as for
+    many."""
     if parallel.num_chunks is not None:
         return max(min(parallel.num_chunks, num_steps), 1)
-    target = min(32 if units <= 128 else 16, num_steps // _FEWEST_STEPS)
+    if jax.default_backend() != "cpu":
+        target = num_steps // _STEPS_ON_GPU
+    else:
+        batch, units = h0.size // h0.shape[-1], h0.shape[-1]
+        pays = units > _FEW_UNITS and batch == 1
+        pays |= units >= _MANY_UNITS and batch <= _LARGE_BATCH
+        target = min(_CHUNKS, num_steps // _FEWEST_STEPS) if pays else 1
     divisors = (count for count in range(target, target // 2, -1) if num_steps % count == 0)
     return next(divisors, max(target, 1))
 
@@ -115,11 +131,11 @@ def make_setting(
     h0: Array, steps: Steps, activation: Activation, reverse: bool, parallel: Parallel
 ) -> Setting:
     """The setting for states h0 [*B, H]."""
-    num_steps, inputs, units = steps.xs.shape[0], steps.xs.shape[-1], h0.shape[-1]
-    strategy: Strategy = "joined" if inputs <= units else "before"
+    num_steps, inputs = steps.xs.shape[0], steps.xs.shape[-1]
+    strategy: Strategy = "joined" if inputs <= h0.shape[-1] else "before"
     columns = make_plan(h0, inputs, num_steps, None, False).strategy == "columns"
     in_order: Strategy = "columns" if columns else strategy
-    num_chunks = choose_num_chunks(parallel, num_steps, units)
+    num_chunks = choose_num_chunks(parallel, num_steps, h0)
     return Setting(activation, reverse, strategy, in_order, num_chunks, parallel)
 
 

@@ -113,10 +113,10 @@ def unroll_prepared(
     # Broadcast outside every loop, so that its cotangent is summed over the batch only once.
     params = params._replace(h0=lax.broadcast_like(initial_unit_state(params), h0))
     if parallel is not None and not is_symbolic_dim(num_steps) and 0 not in (num_steps, *shape):
-        h_last, states, _ = recur_side_by_side(
-            make_setting(h0, steps, activation, reverse, parallel), params, h0, steps
-        )
-        return h_last.reshape(shape), states.reshape(num_steps, *shape)
+        setting = make_setting(h0, steps, activation, reverse, parallel)
+        if setting.num_chunks > 1 or parallel.axis_name is not None:
+            h_last, states, _ = recur_side_by_side(setting, params, h0, steps)
+            return h_last.reshape(shape), states.reshape(num_steps, *shape)
     plan = make_plan(h0, steps.xs.shape[-1], num_steps, chunk_size, remat)
     run = functools.partial(recur, Setting(activation, reverse, plan), params)
     if remat:

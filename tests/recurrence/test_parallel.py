@@ -272,7 +272,7 @@ def test_memory_length_is_that_of_a_linear_network_and_decides_what_is_recommend
         gap = np.asarray(params.w_hh) @ gap
         agrees = np.abs(gap).max() <= 32 * np.finfo(np.float64).eps * np.abs(hs[:steps]).max()
         assert agrees == (steps == length) or abs(steps - length) <= 1  # rounding
-    assert diagnostics.recommend_parallel(layer, params, None, xs) == Parallel(32)
+    assert diagnostics.recommend_parallel(layer, params, None, xs) == Parallel(16)
     assert diagnostics.recommend_parallel(layer, params, None, xs[: 24 * length]) == Parallel(6)
     assert diagnostics.recommend_parallel(layer, params, None, xs[: 3 * length]) is None
     expanding = params._replace(w_hh=3 * params.w_hh)
