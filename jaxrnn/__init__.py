@@ -14,6 +14,7 @@ from jaxrnn.layers import (
     dense,
     dropout,
     embedding,
+    generate,
     make_layer,
     residual,
     scanned,
@@ -24,6 +25,7 @@ from jaxrnn.params import RNNParams
 from jaxrnn.recurrence import Parallel, unroll, unroll_plain
 from jaxrnn.sequences import (
     PackedSequences,
+    last_valid,
     mask_from_lengths,
     masked_mean,
     pack_sequences,
@@ -69,10 +71,12 @@ __all__ = [
     "dropout",
     "embedding",
     "fit",
+    "generate",
     "host",
     "init_rnn",
     "init_train_state",
     "initializers",
+    "last_valid",
     "make_layer",
     "make_train_step",
     "mask_from_lengths",

@@ -201,6 +201,34 @@ def masked_mean(
     return (total / count).astype(values.dtype)
 
 
+def last_valid(values: Array, mask: Array | None = None) -> Array:
+    """The value at the last step that the mask does not skip, of each sequence: [*B, ...].
+
+    With ``masked_mean(ys, mask, axis=0)`` what a sequence's label is read from. Other steps, NaN
+    included, affect neither the value nor the gradient. A sequence without a step gives 0.
+
+    Args:
+      values: [T, *B, ...], such as a layer's outputs.
+      mask: [T, *B] bool, any pattern; None masks nothing.
+    """
+    values = as_array("values", values)
+    if values.ndim == 0:
+        raise ValueError("values has shape (), expected [T, *B, ...]")
+    mask = jnp.ones(values.shape[:1], bool) if mask is None else as_array("mask", mask)
+    check_bool("mask", mask)
+    if mask.ndim == 0 or mask.shape != values.shape[: mask.ndim]:
+        raise ValueError(
+            f"mask has shape {mask.shape}, expected the leading axes of values, {values.shape}"
+        )
+    steps = jnp.arange(1, len(mask) + 1).reshape(-1, *[1] * (mask.ndim - 1))
+    steps = jnp.where(mask, jnp.broadcast_to(steps, mask.shape), 0)
+    last = mask & (steps == jnp.broadcast_to(jnp.max(steps, axis=0, initial=0), mask.shape))
+    last = jnp.broadcast_to(
+        last.reshape(last.shape + (1,) * (values.ndim - mask.ndim)), values.shape
+    )
+    return jnp.sum(jnp.where(last, values, jnp.zeros_like(values)), axis=0, dtype=values.dtype)
+
+
 def _check_sequences(sequences: Any) -> list[np.ndarray]:
     if not isinstance(sequences, list | tuple) or not sequences:
         raise ValueError(f"sequences is {sequences!r:.60}, expected a list of at least one array")

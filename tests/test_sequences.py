@@ -376,3 +376,51 @@ def test_masked_mean_of_a_thousand_16_bit_floats_is_correctly_rounded(dtype, mas
     # Half a unit in the last place, plus the rounding of the float32 sum, which is far smaller.
     assert mean.dtype == dtype
     assert abs(float(mean) - expected) <= 0.51 * float(jnp.finfo(dtype).eps) * expected
+
+
+# The last step
+
+
+@pytest.mark.parametrize("shape", [(5, 4), (5, 4, 3), (5, 4, 3, 2)])
+@pytest.mark.parametrize("dtype", [jnp.float64, jnp.bfloat16, jnp.int32])
+def test_last_valid_is_the_value_at_the_last_step_that_is_not_masked(shape, dtype):
+    values, mask = draw_values(shape, dtype=dtype)
+    mask = mask.at[:, 1].set(False).at[:, 2].set(True)
+    poison = jnp.nan if jnp.issubdtype(dtype, jnp.floating) else 7
+    poisoned = jnp.where(mask.reshape(*mask.shape, *[1] * (values.ndim - 2)), values, poison)
+    expected = np.zeros(shape[1:], values.dtype)
+    for row in range(shape[1]):
+        steps = np.flatnonzero(mask[:, row])
+        if steps.size:
+            expected[row] = np.asarray(values)[steps[-1], row]
+    got = jax.jit(jaxrnn.last_valid)(poisoned.astype(values.dtype), mask)
+    assert_identical(got, expected)
+    assert_identical(jaxrnn.last_valid(values), values[-1])
+    assert_identical(jax.vmap(jaxrnn.last_valid, in_axes=1)(values, mask), expected)
+    assert jaxrnn.last_valid(values[:0], mask[:0]).shape == shape[1:]
+
+
+def test_the_gradient_of_last_valid_reaches_that_step_alone():
+    values, mask = draw_values((6, 3, 2))
+    ct = jnp.arange(1.0, 7.0).reshape(3, 2)
+    poisoned = jnp.where(mask[..., None], values, jnp.nan)
+    (gradient,) = jax.vjp(lambda values: jaxrnn.last_valid(values, mask), poisoned)[1](ct)
+    expected = np.zeros(values.shape)
+    for row in range(3):
+        for step in np.flatnonzero(mask[:, row])[-1:]:
+            expected[step, row] = ct[row]
+    assert_identical(gradient, expected)
+
+
+@pytest.mark.parametrize(
+    ("values", "mask", "message"),
+    [
+        (jnp.zeros(()), None, r"values has shape \(\)"),
+        (jnp.zeros((3, 2)), jnp.ones((2, 3), bool), r"mask has shape \(2, 3\)"),
+        (jnp.zeros((3, 2)), jnp.ones(3), "mask"),
+        (jnp.zeros((3, 2)), jnp.ones((), bool), r"mask has shape \(\)"),
+    ],
+)
+def test_last_valid_refuses_what_does_not_fit(values, mask, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        jaxrnn.last_valid(values, mask)

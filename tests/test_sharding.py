@@ -7,8 +7,6 @@ own: `run_alone` calls a function of this file in a new one.
 import os
 import re
 import signal
-import socket
-import subprocess
 import time
 from pathlib import Path
 
@@ -43,7 +41,7 @@ from jaxrnn.sharding import (
     use_cpu_devices,
 )
 from tests.support.checks import assert_close, assert_identical
-from tests.support.processes import PATIENCE, command, environment, run_alone
+from tests.support.processes import PATIENCE, run_alone, run_together
 
 T, B, D, H, STEPS = 12, 8, 3, 5, 20
 SUMS = T * B * STEPS  # terms summed into a parameter over a run
@@ -509,34 +507,6 @@ def partition_with_resets():
 # Two hosts
 
 
-@pytest.fixture
-def start_workers(tmp_path):
-    """Starts two processes of two devices each, which train together."""
-    workers = []
-
-    def begin(function, *arguments):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        for rank in (0, 1):
-            call = command(function, rank, port, str(tmp_path), *arguments)
-            worker = subprocess.Popen(
-                call,
-                cwd=tmp_path,
-                env=environment(),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            workers.append(worker)
-        return workers
-
-    yield begin
-    for worker in workers:
-        worker.kill()
-        worker.communicate()
-
-
 def join_workers(rank, port, **options):
     """The mesh of both processes."""
     use_cpu_devices(2)
@@ -560,10 +530,11 @@ def load(path):
     return jax.tree.unflatten(jax.tree.structure(plain(start())), leaves)
 
 
-def test_two_processes_train_to_the_parameters_of_one(start_workers, tmp_path):
-    for worker in start_workers(train_together):
-        output = worker.communicate(timeout=PATIENCE)[0]
-        assert worker.returncode == 0, output
+def test_two_processes_train_to_the_parameters_of_one(tmp_path):
+    with run_together(train_together, tmp_path) as workers:
+        for worker in workers:
+            output = worker.communicate(timeout=PATIENCE)[0]
+            assert worker.returncode == 0, output
     expected, history = fit(make_train_step(ragged_loss, MOMENTUM), start(), make_batch, STEPS)
     for rank in (0, 1):
         assert_close(load(tmp_path / f"fit{rank}.npz"), plain(expected), length=SUMS)
@@ -588,18 +559,18 @@ def train_together(rank, port, folder):
     save(Path(folder, f"loop{rank}.npz"), state)
 
 
-def test_a_killed_worker_ends_the_other_and_what_was_saved_stays(start_workers, tmp_path):
-    first, second = start_workers(train_until_killed)
+def test_a_killed_worker_ends_the_other_and_what_was_saved_stays(tmp_path):
     saved = tmp_path / "saved.npz"
-    deadline = time.monotonic() + PATIENCE
-    while not saved.exists() or load(saved).step < 5:
-        assert time.monotonic() < deadline
-        assert first.poll() is None, first.communicate()[0]
-        assert second.poll() is None, second.communicate()[0]
-        time.sleep(0.1)
-    second.send_signal(signal.SIGKILL)
-    output = first.communicate(timeout=HEARTBEAT + 60)[0]  # 60 for a slow machine
-    assert first.returncode != 0
+    with run_together(train_until_killed, tmp_path) as (first, second):
+        deadline = time.monotonic() + PATIENCE
+        while not saved.exists() or load(saved).step < 5:
+            assert time.monotonic() < deadline
+            assert first.poll() is None, first.communicate()[0]
+            assert second.poll() is None, second.communicate()[0]
+            time.sleep(0.1)
+        second.send_signal(signal.SIGKILL)
+        output = first.communicate(timeout=HEARTBEAT + 60)[0]  # 60 for a slow machine
+        assert first.returncode != 0
     assert "all-reduce failed" in output or "distributed service detected fatal errors" in output
 
     found = load(saved)

@@ -21,10 +21,9 @@ def plot(data: Data, folder: Path) -> None:
         upper, lower = figure.subplots(2, 2)
         for axes, (number, what) in zip(upper, enumerate(PASSES), strict=True):
             _draw_shapes(axes, data["rows"], number)
-            axes.set_title(what)
+            axes.set_title(f"{what}; dashed: over {data['devices']} devices")
         upper[0].set_ylabel("times as fast as in order")
-        handles, labels = upper[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=3, fontsize=8)
+        upper[0].legend(fontsize=8)
         _draw_exponents(lower[0], lower[1], data["exponents"])
         steps, batch, units = data["exponents_shape"]
         say(
@@ -46,7 +45,7 @@ def _draw_shapes(axes: Axes, rows: list[Data], number: int) -> None:
                 if tuple(row["shape"][:2]) == group and way in row["forward"]["seconds"]
             ]
             if line:
-                label = f"T {group[0]:,}, B {group[1]}, {way}"
+                label = f"T {group[0]:,}, B {group[1]}" if way == IN_CHUNKS else None
                 axes.plot(
                     *zip(*line, strict=True), style, color=colour, marker="o", ms=3, label=label
                 )

@@ -2,6 +2,7 @@
 
 from jaxrnn.layers.combinators import bidirectional, chunked, deep_rnn, residual, stack
 from jaxrnn.layers.contract import Inputs, Layer, make_layer
+from jaxrnn.layers.feedback import generate
 from jaxrnn.layers.pointwise import DenseParams, DropoutState, dense, dropout, embedding
 from jaxrnn.layers.recurrent import scanned, vanilla_rnn
 
@@ -16,6 +17,7 @@ __all__ = [
     "dense",
     "dropout",
     "embedding",
+    "generate",
     "make_layer",
     "residual",
     "scanned",

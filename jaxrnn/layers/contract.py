@@ -30,17 +30,17 @@ class Layer(NamedTuple):
     input_size, output_size: features in, features out.
     init: ``(key) -> params``.
     initial_state: ``(params, batch_shape=()) -> state``; every leaf begins with the batch axes.
-    step: ``(params, state, x) -> (state, y)`` with x [*B, input_size] and y [*B, output_size];
-      always deterministic.
+    step: ``(params, state, x, *, key=None) -> (state, y)`` with x [*B, input_size] and y
+      [*B, output_size].
     unroll: ``(params, state, xs, *, mask=None, resets=None, reverse=False, key=None) ->
       (state, ys)`` with xs [T, *B, input_size] and ys [T, *B, output_size]. `mask`, `resets` and
-      `reverse` are those of `jaxrnn.unroll`; where the mask is False the output is 0. `key` draws
-      the randomness of training; None means none.
+      `reverse` are those of `jaxrnn.unroll`; where the mask is False the output is 0.
     run: `step` and `unroll` without their checks, for combinators; see `make_layer`.
     causal: whether y_t depends on x_1 ... x_t alone: the layer can be stepped, and cut in time.
     reads_tokens: whether inputs are integers below input_size, without a feature axis.
 
-    A `state` of None means the initial state. For every causal layer stepping equals unrolling, and
+    A `state` of None means the initial state. `key` draws the randomness of training; None means
+    none. Without it, for every causal layer stepping equals unrolling, and
     unrolling part by part equals unrolling at once. (With `reverse`, a part does not see a reset at
     the first step of the following part, so cut there only if no segment begins.)
     """
@@ -49,7 +49,7 @@ class Layer(NamedTuple):
     output_size: int
     init: Callable[[Key], Params]
     initial_state: Callable[..., State]
-    step: Callable[[Params, State, Array], tuple[State, Array]]
+    step: Callable[..., tuple[State, Array]]
     unroll: Callable[..., tuple[State, Array]]
     run: Run
     causal: bool = True
@@ -121,9 +121,13 @@ def make_layer(
         state, ys = run(params, state, inputs, key)
         return state, zero_masked(inputs.mask, ys)
 
-    def step(params: Params, state: State, x: Array) -> tuple[State, Array]:
+    def step(
+        params: Params, state: State, x: Array, *, key: Key | None = None
+    ) -> tuple[State, Array]:
         inputs = Inputs(check_inputs("x", x, features, "[*B, D]"), single=True)
-        return run(params, _complete(state, start, params, inputs, features), inputs, None)
+        if key is not None:
+            check_key("key", key)
+        return run(params, complete_state(state, start, params, inputs, features), inputs, key)
 
     def unroll(
         params: Params,
@@ -137,7 +141,9 @@ def make_layer(
     ) -> tuple[State, Array]:
         xs = check_inputs("xs", xs, features, "[T, *B, D]")
         inputs = _check_sequence(xs, features, mask, resets, reverse, key)
-        return run_masked(params, _complete(state, start, params, inputs, features), inputs, key)
+        return run_masked(
+            params, complete_state(state, start, params, inputs, features), inputs, key
+        )
 
     functions = (init, start, step if causal else _refuse_step, unroll, run_masked)
     return Layer(input_size, output_size, *functions, causal, reads_tokens)
@@ -151,7 +157,7 @@ def check_layer(name: str, layer: Any, *, causal: bool = False) -> None:
         raise ValueError(f"{name} is not causal, expected a layer that can be stepped")
 
 
-def _refuse_step(params: Params, state: State, x: Array) -> Any:
+def _refuse_step(params: Params, state: State, x: Array, *, key: Key | None = None) -> Any:
     raise ValueError("step was called of a layer that is not causal, expected unroll")
 
 
@@ -168,7 +174,7 @@ def _check_sequence(
     return Inputs(zero_masked(mask, xs), mask, resets, reverse)
 
 
-def _complete(
+def complete_state(
     state: State, start: Any, params: Params, inputs: Inputs, features: int | None
 ) -> State:
     """`state` with the initial state in place of each None; refuse one that does not fit it."""

@@ -116,10 +116,11 @@ def embedding(
 def dropout(size: int, rate: float | Array, *, shared_over_time: bool = False) -> Layer:
     """Set features to zero with probability `rate` and scale the others by 1 / (1 - rate).
 
-    It acts only if `unroll` is given a key. `rate` may be a traced scalar. With `shared_over_time`
-    a sequence keeps the same units at all its steps, resets or not, and the state carries them from
-    one part of a sequence to the next (Gal & Ghahramani 2016, "A theoretically grounded application
-    of dropout in recurrent neural networks"). Parameters: (). State: (), or `DropoutState`.
+    It acts only if `unroll` or `step` is given a key. `rate` may be a traced scalar. With
+    `shared_over_time` a sequence keeps the same units at all its steps, resets or not, and the
+    state carries them from one part of a sequence to the next (Gal & Ghahramani 2016, "A
+    theoretically grounded application of dropout in recurrent neural networks"). Parameters: ().
+    State: (), or `DropoutState`.
     """
     size = check_size("size", size)
     rate = check_fraction("rate", rate)
@@ -136,7 +137,8 @@ def dropout(size: int, rate: float | Array, *, shared_over_time: bool = False) -
         check_floating("xs", xs)
         if key is None:
             return state, xs
-        shape = xs.shape[1:] if shared_over_time else xs.shape
+        whole = inputs.single or not shared_over_time
+        shape = xs.shape if whole else xs.shape[1:]
         keep = jax.random.bernoulli(key, 1 - rate, shape)
         if shared_over_time:
             keep = select(state.drawn, state.keep, lax.broadcast_like(keep, state.keep))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxrnn
@@ -15,21 +15,22 @@ from jaxrnn import Parallel, diagnostics
 from jaxrnn.host import use_cpu_devices
 from jaxrnn.recurrence import side_by_side
 from tests.support.checks import assert_close, draw_marks, draw_rnn, random_like
-from tests.support.processes import run_alone
+from tests.support.processes import PATIENCE, run_alone, run_together
 
 D, H = 2, 5
 FORGETS, REMEMBERS = 0.2, 1.05  # spectral norms of W
 
 
-def draw(key, steps, batch, norm, masked=False, dtype=jnp.float64):
+def draw(key, steps, batch, norm, masked=False, dtype=jnp.float64, units=H):
     """(params, h0, xs), (mask, resets), cotangents; W is orthogonal times `norm`."""
     keys = jax.random.split(key, 5)
-    params = draw_rnn(keys[0], D, H, dtype)
-    params = params._replace(w_hh=jaxrnn.initializers.orthogonal(norm)(keys[1], (H, H), dtype))
-    h0 = jax.random.normal(keys[1], (*batch, H), dtype)
+    params = draw_rnn(keys[0], D, units, dtype)
+    w_hh = jaxrnn.initializers.orthogonal(norm)(keys[1], (units, units), dtype)
+    params = params._replace(w_hh=w_hh)
+    h0 = jax.random.normal(keys[1], (*batch, units), dtype)
     xs = jax.random.normal(keys[2], (steps, *batch, D), dtype)
     marks = draw_marks(keys[3], (steps, *batch)) if masked else (None, None)
-    outputs = h0, jnp.zeros((steps, *batch, H), dtype)
+    outputs = h0, jnp.zeros((steps, *batch, units), dtype)
     return (params, h0, xs), marks, random_like(keys[4], outputs)
 
 
@@ -222,6 +223,47 @@ def test_time_split_over_two_devices_gives_the_values_and_gradients_of_one(tmp_p
     run_alone(split_time, tmp_path, reverse)
 
 
+def split_time_over_processes(rank, port, folder):
+    use_cpu_devices(2)
+    jax.distributed.initialize(f"127.0.0.1:{port}", 2, rank)
+    mesh = jax.make_mesh((4,), ("time",), axis_types=(AxisType.Auto,))
+    arguments, _, (_, ct) = draw(jax.random.key(0), 2560, (2,), FORGETS)
+
+    def gradient(params, h0, xs, ct):
+        def of(params, h0, xs):
+            return jaxrnn.unroll(params, h0, xs, parallel=Parallel(axis_name="time"))[1]
+
+        hs, pull = jax.vjp(of, params, h0, xs)
+        return jnp.sum(hs * ct)[None], pull(ct)[:2]
+
+    specs = P(), P(), P("time"), P("time")
+    placed = [
+        jax.tree.map(lambda leaf, spec=spec: jax.device_put(leaf, NamedSharding(mesh, spec)), leaf)
+        for leaf, spec in zip((*arguments, ct), specs, strict=True)
+    ]
+    mapped = jax.shard_map(gradient, mesh=mesh, in_specs=specs, out_specs=(P("time"), P()))
+    parts, gradients = jax.jit(mapped)(*placed)
+    own = [float(np.asarray(part.data)[0]) for part in parts.addressable_shards]
+    leaves = [np.asarray(leaf.addressable_data(0)) for leaf in jax.tree.leaves(gradients)]
+    np.savez(f"{folder}/{rank}.npz", *leaves, parts=own)
+
+
+def test_time_split_over_two_processes_gives_the_values_and_gradients_of_one(tmp_path):
+    with run_together(split_time_over_processes, tmp_path) as workers:
+        for worker in workers:
+            output = worker.communicate(timeout=PATIENCE)[0]
+            assert worker.returncode == 0, output
+    arguments, _, (_, ct) = draw(jax.random.key(0), 2560, (2,), FORGETS)
+    hs, pull = jax.vjp(lambda *given: jaxrnn.unroll_plain(*given)[1], *arguments)
+    leaves = jax.tree.leaves(pull(ct)[:2])
+    parts = np.sum(np.reshape(hs * ct, (4, -1)), axis=1)
+    for rank in (0, 1):
+        with np.load(tmp_path / f"{rank}.npz") as found:
+            got = [found[f"arr_{place}"] for place in range(len(leaves))]
+            assert_close(got, leaves, length=2560 * 2 * H)
+            assert_close(found["parts"], parts[2 * rank : 2 * rank + 2], length=2560 * 2 * H)
+
+
 # What is refused, and what is recommended
 
 
@@ -263,11 +305,12 @@ def test_the_examples_of_the_docstring_run_as_printed_and_give_the_steps_in_orde
 
 
 def test_memory_length_is_that_of_a_linear_network_and_decides_what_is_recommended(key):
-    layer = jaxrnn.vanilla_rnn(D, H, activation=jax.nn.identity, dtype=jnp.float64)
-    (params, _, xs), _, _ = draw(key, 6400, (), 0.5)
+    units = 72  # narrower networks run in order
+    layer = jaxrnn.vanilla_rnn(D, units, activation=jax.nn.identity, dtype=jnp.float64)
+    (params, _, xs), _, _ = draw(key, 6400, (), 0.5, units=units)
     length = int(diagnostics.memory_length(layer, params, None, xs))
     hs = np.asarray(layer.unroll(params, None, xs)[1])
-    gap = np.where(np.arange(H) % 2, -1, 1)
+    gap = np.where(np.arange(units) % 2, -1, 1)
     for steps in range(1, length + 1):
         gap = np.asarray(params.w_hh) @ gap
         agrees = np.abs(gap).max() <= 32 * np.finfo(np.float64).eps * np.abs(hs[:steps]).max()

@@ -1,8 +1,10 @@
 """Functions of test files, called in processes of their own: a process's devices are fixed once."""
 
 import os
+import socket
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -39,3 +41,29 @@ def run_alone(function, folder, *arguments):
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@contextmanager
+def run_together(function, folder, *arguments):
+    """Two processes that call ``function(rank, port, folder, *arguments)`` of a test file, each
+    with a rank of its own; they are killed at the end of the block."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    workers = [
+        subprocess.Popen(
+            command(function, rank, port, str(folder), *arguments),
+            cwd=folder,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    try:
+        yield workers
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.communicate()
