@@ -96,7 +96,7 @@ def run(config: Config, progress: Tick) -> Result:
     return Result(data, judge(data), write_table(data))
 
 
-class Network(NamedTuple):
+class DrawnNetwork(NamedTuple):
     """A network, its inputs, and a cotangent of its states."""
 
     activation: Activation
@@ -106,7 +106,7 @@ class Network(NamedTuple):
     ct: Array
 
 
-def _draw(config: Config, shape: Shape3, kind: str | float) -> Network:
+def _draw(config: Config, shape: Shape3, kind: str | float) -> DrawnNetwork:
     """A network of a kind, or a Gaussian one of a spectral radius."""
     steps, batch, units = shape
     keys = jax.random.split(jax.random.key(config.seed), 4)
@@ -121,7 +121,7 @@ def _draw(config: Config, shape: Shape3, kind: str | float) -> Network:
             start = initializers.scaled_spectral_radius(radius)
         params = params._replace(w_hh=start(keys[3], (units, units), jnp.float32))
     activation = jax.nn.relu if kind == "relu" else jnp.tanh
-    return Network(activation, params, jnp.zeros((batch, units)), xs, ct)
+    return DrawnNetwork(activation, params, jnp.zeros((batch, units)), xs, ct)
 
 
 def _time_case(config: Config, shape: Shape3, kind: str | float) -> Data:
@@ -158,7 +158,7 @@ def _gradient(activation: Activation, network: Any, parallel: Parallel | None) -
 
 
 def _compile(
-    config: Config, passed: Callable[..., Any], network: Network, what: str
+    config: Config, passed: Callable[..., Any], network: DrawnNetwork, what: str
 ) -> dict[str, Callable[[], Any]]:
     """A pass in order, in chunks on one device, and with time split over all of them."""
     arguments = network[1:]
