@@ -8,7 +8,7 @@ import functools
 import importlib
 import operator
 import sys
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Annotated, Any, Protocol, cast
 
@@ -17,8 +17,11 @@ from rich.console import Console
 
 from experiments.shared.devices import present_devices
 from experiments.shared.findings import Result, print_findings
+from experiments.shared.networks import read_source
 from experiments.shared.options import InputError, RunConfig, check_config, read_config
 from experiments.shared.output import CHECKPOINTS, Tick, name_folder, progress_bar, write_run
+from experiments.shared.report import FILE as REPORT
+from experiments.shared.report import write_report
 
 EXPERIMENTS = (
     "tour",
@@ -53,17 +56,19 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     arguments = arguments or ["tour"]
     try:
-        return _run(arguments[0], _read_options(arguments))
+        return _run(arguments, _read_options(arguments))
     except InputError as error:
         print(f"python -m experiments {arguments[0]}: {error}", file=sys.stderr)
         return 2
 
 
-def _run(name: str, config: RunConfig) -> int:
-    resumed = getattr(config, "resume", None)
+def _run(arguments: Sequence[str], config: RunConfig) -> int:
+    name, resumed = arguments[0], getattr(config, "resume", None)
     folder = resumed or name_folder(name, config.folder)
     if resumed is None and (folder / CHECKPOINTS).exists():
         raise InputError(f"{folder} already holds a run; --resume {folder} continues it")
+    if getattr(config, "source", None) is not None and folder.exists() and any(folder.iterdir()):
+        raise InputError(f"--folder {folder} is not empty")
     config = dataclasses.replace(config, folder=folder)
     if hasattr(config, "devices"):
         present_devices(config.devices)
@@ -75,31 +80,46 @@ def _run(name: str, config: RunConfig) -> int:
             write_run(folder, config, result)
             # Only now, so that nothing is measured in a process that has loaded matplotlib.
             importlib.import_module(f"experiments.{name}.figures").plot(result.data, folder)
+            write_report(folder, _summarise(name), arguments, config, result)
     except KeyboardInterrupt:
         hint = f"; continue with --resume {folder}" if (folder / CHECKPOINTS).exists() else ""
         print(f"stopped{hint}", file=sys.stderr)
         return 130
-    print_findings(console, _summarise(name), result.findings)
+    if result.findings:
+        print_findings(console, _summarise(name), result.findings)
     if result.text:
         print(f"\n{result.text}\n")
-    print(f"figures and data: {folder}")
+    print(f"figures and data: {folder / REPORT}")
     return int(any(finding.required and not finding.holds for finding in result.findings))
 
 
 def _read_options(arguments: Sequence[str]) -> RunConfig:
-    """The options; with --resume, those of the run to continue, which no other may contradict."""
+    """The options; with --resume or --from, those of that run, which no other may contradict."""
     config = _parse(arguments)
-    folder = getattr(config, "resume", None)
+    folder, source = getattr(config, "resume", None), getattr(config, "source", None)
+    if folder is not None and source is not None:
+        raise InputError("--from and --resume are both given, expected one of them")
     if folder is not None:
         saved = read_config(folder, type(config))
         config = _parse(arguments, dataclasses.replace(cast(Any, saved), resume=folder))
-        for field in dataclasses.fields(config):
-            got, had = getattr(config, field.name), getattr(saved, field.name)
-            if got != had and field.name not in ("resume", "save_seconds"):
-                option = "--" + field.name.replace("_", "-")
-                raise InputError(f"{option} is {got}, but the run in {folder} has {had}")
+        _refuse_others(config, saved, folder, {"resume", "save_seconds"})
+    if source is not None:
+        saved = cast(Any, read_source(source, type(config)))
+        free = {field.name for field in dataclasses.fields(RunConfig)} | saved.with_source
+        given = {name: getattr(config, name) for name in (*free, "source")}
+        config = _parse(arguments, dataclasses.replace(saved, **given))
+        _refuse_others(config, saved, source, {*free, "source"})
     check_config(config)
     return config
+
+
+def _refuse_others(config: Any, saved: Any, folder: Path, free: Set[str]) -> None:
+    """Refuse an option that differs from the saved one and is not one of `free`."""
+    for field in dataclasses.fields(config):
+        got, had = getattr(config, field.name), getattr(saved, field.name)
+        if got != had and field.name not in free:
+            option = "--" + field.name.replace("_", "-")
+            raise InputError(f"{option} is {got}, but the run in {folder} has {had}")
 
 
 def _parse(arguments: Sequence[str], default: Any = tyro.MISSING_NONPROP) -> Any:

@@ -13,6 +13,7 @@ from experiments.shared.options import InputError
 
 _LIBRARY_SIZE = 1_000_000
 _MAX_ALPHABET = 1000
+_OTHERS = "\N{REPLACEMENT CHARACTER}"
 _PRIOR = 4.0  # weight of the shorter context, in characters
 
 
@@ -48,16 +49,28 @@ def encode(name: str, text: str, fit_end: int) -> Text:
     Raises:
       InputError: the text has only one character, or too many different ones.
     """
-    known = sorted(set(text[:fit_end]))
+    known = "".join(sorted(set(text[:fit_end])))
     if not 2 <= len(known) <= _MAX_ALPHABET:
         raise InputError(
             f"{name} has {len(known)} different characters in the part to fit, expected 2 to "
             f"{_MAX_ALPHABET}"
         )
-    unknown = set(text) - set(known)
-    alphabet = "".join(known) + ("\N{REPLACEMENT CHARACTER}" if unknown else "")
-    places = {character: place for place, character in enumerate(known)}
-    codes = np.fromiter((places.get(c, len(known)) for c in text), np.int32, len(text))
+    alphabet = known + (_OTHERS if set(text) - set(known) else "")
+    return encode_with(name, text, alphabet)
+
+
+def encode_with(name: str, text: str, alphabet: str) -> Text:
+    """The text as codes of an alphabet that `encode` found.
+
+    Raises:
+      InputError: a character is not in the alphabet, which has none that replaces others.
+    """
+    places = {character: place for place, character in enumerate(alphabet)}
+    others = places.get(_OTHERS)
+    if others is None:
+        for character in sorted(set(text) - set(alphabet)):
+            raise InputError(f"{name} has {character!r}, which the networks' alphabet lacks")
+    codes = np.fromiter((places.get(c, others) for c in text), np.int32, len(text))
     return Text(name, alphabet, codes)
 
 

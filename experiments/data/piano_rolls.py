@@ -69,6 +69,16 @@ def roll_of(pitches: Sequence[Sequence[int]]) -> np.ndarray:
     return roll
 
 
+def shift_keys(roll: np.ndarray, semitones: int) -> np.ndarray:
+    """The roll raised by some semitones; keys that leave the piano are lost."""
+    shifted = np.roll(roll, semitones, axis=-1)
+    if semitones > 0:
+        shifted[..., :semitones] = 0
+    elif semitones < 0:
+        shifted[..., semitones:] = 0
+    return shifted
+
+
 # Bach's chorales
 
 

@@ -1,23 +1,32 @@
 """Forecasts of a real series, one and many steps ahead, with bands from an ensemble.
 
-Claim: an ensemble of vanilla networks forecasts the held-out end of a series better than
-persistence and seasonal persistence, one step ahead and over the whole horizon, and its 80 % bands
-cover 80 % of the true values. Refuted by the root mean square errors, and by the share of test
-values inside the bands. The table also compares a linear autoregression fitted to the same past.
+Claim: an ensemble of vanilla networks on top of a linear part forecasts the held-out end of a
+series better than persistence, seasonal persistence and an autoregression, one step ahead and over
+the whole horizon, and its 80 % bands cover 80 % of the true values. Refuted by the root mean square
+errors, and by the share of test values inside the bands. The table also has what a forecaster would
+fit: exponential smoothing and a seasonal ARIMA.
 
-The series is split in time: the networks and the autoregression are fitted to the beginning, chosen
-on the validation part (early stopping; the autoregression's order; the noise of the bands) and
-tested on the end, on which nothing is chosen. The default is the yearly sunspot numbers; `--csv
-FILE --column NAME` reads another series. An extra input tells the network which values are missing
-(empty fields); a row without any value is masked; at a gap, where rows are absent, the state is
-reset and nothing is forecast across it. Long series are trained by truncated back-propagation.
+The linear part is an average of autoregressions of the series in several forms: transformed,
+differenced, seasonally differenced (`experiments.forecast.linear`). The networks learn its errors
+at all steps of the horizon at once, from changes, from levels beside those of the rows before, and
+from its last error; so neither a trend nor a growing season is foreign to them. How far they are
+followed is decided on the validation rows: not at all, where they help nothing there.
+
+The series is split in time: the networks and the linear part are fitted to the beginning, chosen on
+the validation part (early stopping; forms and weights; the spread of the bands) and tested on the
+end, on which nothing is chosen. For the test all linear models are fitted again to all rows before
+it. The default is the yearly sunspot numbers; `--csv FILE --column NAME` reads another series. Its
+season is found from the data, and the horizon is one season, or 8 steps. A row without any value is
+masked; at a gap, where rows are absent, the state is reset and nothing is forecast across it. Long
+series are trained by truncated back-propagation.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -25,17 +34,32 @@ import numpy as np
 import optax
 
 from experiments.data.series import Series, load_sunspots, read_csv
-from experiments.forecast.ensemble import BAND, forecast_ensemble, unroll_forecasts
+from experiments.forecast.ensemble import (
+    BAND,
+    Trust,
+    decide_trust,
+    unroll_corrections,
+)
+from experiments.forecast.linear import Average, Transform
 from experiments.forecast.preparation import (
     PreparedSeries,
+    Scales,
     Stream,
-    make_features,
+    forecast_linearly,
     make_stream,
+    make_targets,
+    measure_errors,
     prepare_series,
-    to_units,
+    read_columns,
 )
-from experiments.shared.baselines import forecast_baselines
-from experiments.shared.findings import Data, Finding, Result, describe_seeds
+from experiments.forecast.testing import describe_future, judge, look_ahead, score_ensemble
+from experiments.shared.findings import Data, Result
+from experiments.shared.networks import (
+    load_networks,
+    read_inputs,
+    read_source,
+    save_networks,
+)
 from experiments.shared.options import (
     InputError,
     NotNegative,
@@ -52,39 +76,43 @@ from jaxrnn import (
     Layer,
     Params,
     TrainState,
-    deep_rnn,
+    dense,
     initializers,
     make_train_step,
     masked_mean,
+    stack,
     truncate_train_step,
+    vanilla_rnn,
 )
-
-_MAX_ORIGINS = 512
 
 
 @dataclass(frozen=True)
 class Config(TrainConfig):
     """The options of `forecast`."""
 
+    with_source: ClassVar[frozenset[str]] = frozenset(("csv", "column", "time"))
+
     csv: Path | None = None
-    """A comma-separated file with a header; by default the yearly sunspot numbers."""
+    """A comma-separated file with a header; by default the yearly sunspot numbers. With --from: a
+    series to continue, by default the one that the networks were trained on."""
     column: tuple[str, ...] = ()
     """Columns of the file to forecast, all by the same network."""
     time: str | None = None
     """Column of the file with increasing numbers or ISO dates; a jump is a gap."""
-    horizon: Positive = 11
-    """Number of steps ahead to forecast."""
-    season: Positive = 11
-    """Period of the seasonal persistence, in steps."""
-    transform: Literal["none", "sqrt", "log"] | None = None
-    """Transform of the values that the models read; by default sqrt for the sunspot numbers and
-    none for a file."""
+    classical: bool = True
+    """Whether statsmodels' exponential smoothing and ARIMA are in the table."""
+    horizon: Positive | None = None
+    """Number of steps ahead to forecast; by default a season, or 8 where there is none."""
+    season: Positive | None = None
+    """Period of the series, in steps; by default found from the data, and 1 means none."""
+    transform: Transform | None = None
+    """Transform of the values before anything is fitted; by default validation chooses."""
     hidden_size: Positive = 16
     """Hidden units per layer."""
     layers: Positive = 1
     """Number of vanilla layers."""
     window: Positive = 128
-    """Steps of truncated back-propagation, and of the past that each forecast starts from."""
+    """Steps of truncated back-propagation."""
     validation: PositiveFraction = 0.2
     """Share of the rows, just before the test rows, on which choices are made."""
     test: PositiveFraction = 0.2
@@ -109,23 +137,107 @@ class Config(TrainConfig):
     """Validations without a new best after which a network stops."""
 
 
+@dataclass(frozen=True)
+class ForecastInputs:
+    """What the networks read: columns of a series, its season, and what `PreparedSeries` has of
+    them; and how far they are followed."""
+
+    columns: list[str]
+    season: int
+    horizon: int
+    averages: list[Average]
+    floors: list[float]
+    scales: Scales
+    trust: Trust
+
+
 def run(config: Config, progress: Tick) -> Result:
     """Train the ensemble; forecast the test rows and the steps after the last row."""
-    transform = config.transform or ("none" if config.csv else "sqrt")
-    series = _read(config)
-    prepared = prepare_series(series, transform, config.validation, config.test, config.horizon)
+    if config.source is not None:
+        return _use(config, config.source)
+    prepared = prepare_series(
+        _read(config),
+        config.transform,
+        config.season,
+        config.horizon,
+        config.validation,
+        config.test,
+    )
     network = _network(config, prepared)
     task, start = _make_task(config, prepared, network)
     trained = train(task, start, config, progress)
+    trust = decide_trust(prepared, network, trained.params)
+    inputs = ForecastInputs(
+        list(prepared.series.columns),
+        prepared.season,
+        prepared.horizon,
+        list(prepared.averages),
+        [column.floor for column in prepared.columns],
+        prepared.scales,
+        trust,
+    )
+    kept = {"network": (network, trained.params, trained.validation)}
+    save_networks(config, "forecast", inputs, kept)
+    progress(0.99, "testing")
     data: Data = {
         "band": BAND,
         "series": prepared.series._asdict(),
+        "season": prepared.season,
         "splits": prepared.splits,
+        "forms": [average.best._asdict() for average in prepared.averages],
+        "trust": [trust.first, trust.further],
         "networks": record(trained),
-        "test": _test(config, prepared, network, trained.params),
-        "future": _look_ahead(config, prepared, network, trained.params),
+        "test": score_ensemble(
+            prepared,
+            network,
+            trained.params,
+            trust,
+            max_order=config.max_order,
+            classical=config.classical,
+        ),
+        "future": look_ahead(prepared, network, trained.params, trust),
     }
-    return Result(data, _judge(data))
+    return Result(data, judge(data))
+
+
+def _use(config: Config, source: Path) -> Result:
+    """Forecast what follows a series with networks of another run."""
+    inputs, saved = read_inputs(source, ForecastInputs), read_source(source, Config)
+    if config.csv is None:
+        config = dataclasses.replace(config, csv=saved.csv)
+    if not config.column:
+        config = dataclasses.replace(config, column=saved.column)
+    series = _read(config)
+    count = len(inputs.columns)
+    each = (inputs.averages, inputs.floors, inputs.scales.change, inputs.scales.level)
+    wide = (inputs.scales.error, inputs.trust.spread)
+    if any(len(part) != count for part in each) or any(
+        len(part) != inputs.horizon or any(len(row) != count for row in part) for part in wide
+    ):
+        raise InputError(f"{source}: the description does not have {count} columns throughout")
+    if len(series.columns) != count:
+        raise InputError(
+            f"{series.name}: {len(series.columns)} columns, but networks in {source} read {count}"
+        )
+    rows = len(series.values)
+    columns = [
+        column._replace(floor=floor)
+        for column, floor in zip(read_columns(series, rows), inputs.floors, strict=True)
+    ]
+    prepared = PreparedSeries(
+        series,
+        inputs.season,
+        inputs.horizon,
+        (rows, rows),
+        tuple(columns),
+        tuple(inputs.averages),
+        inputs.scales,
+    )
+    network = _network(config, prepared)
+    params = load_networks(source, "network", network)
+    future = look_ahead(prepared, network, params, inputs.trust)
+    data: Data = {"band": BAND, "series": series._asdict(), "future": future}
+    return Result(data, [], describe_future(data))
 
 
 # The series
@@ -145,42 +257,48 @@ def _read(config: Config) -> Series:
 
 
 def _network(config: Config, prepared: PreparedSeries) -> Layer:
-    size = prepared.z.shape[1]
-    inputs = make_features(prepared.z).shape[1]
-    sizes = (inputs, *[config.hidden_size] * config.layers, size)
-    return deep_rnn(sizes, w_hh_init=initializers.orthogonal(config.recurrent_gain))
+    """Vanilla layers below a readout that starts at zero: with the linear part alone."""
+    count, size = prepared.series.values.shape
+    errors = np.zeros((count, prepared.horizon, size))
+    inputs = make_stream(prepared, errors).xs.shape[1]
+    recurrent = initializers.orthogonal(config.recurrent_gain)
+    layers = [
+        vanilla_rnn(below, config.hidden_size, w_hh_init=recurrent)
+        for below in (inputs, *[config.hidden_size] * (config.layers - 1))
+    ]
+    outputs = prepared.horizon * size
+    return stack(*layers, dense(config.hidden_size, outputs, w_init=jax.nn.initializers.zeros))
 
 
 def _make_task(config: Config, prepared: PreparedSeries, network: Layer) -> tuple[Task, TrainState]:
     """Training passes over the rows to fit; validation runs on through the rows after them."""
-    stream = make_stream(prepared)
-    size = prepared.z.shape[1]
-    targets = jnp.asarray(np.nan_to_num(prepared.z[1:]), jnp.float32)
-    # Scored are known values that follow an unmasked row without a gap between.
-    scored = ~np.isnan(prepared.z[1:]) & ~prepared.series.begins[1:, None]
-    scored &= np.asarray(stream.mask)[:-1, None]
-    weights = jnp.asarray(scored)
     first, second = prepared.splits
+    rows = np.arange(len(prepared.series.values))
+    errors = measure_errors(prepared, forecast_linearly(prepared, first, rows))
+    stream = make_stream(prepared, errors)
+    targets, known = make_targets(prepared, errors)
+    ahead = (rows[:, None] + 1 + np.arange(prepared.horizon))[..., None]
+    fitted = known & jnp.asarray(ahead < first) & stream.mask[:, None, None]
+    judged = known & jnp.asarray((ahead >= first) & (ahead < second)) & stream.mask[:, None, None]
+    values = 3 * prepared.series.values.shape[1]  # the inputs that are not flags or phases
 
     def loss_of_window(
         params: Params, state: Any, batch: Any, key: Key
     ) -> tuple[Array, tuple[Any, dict[str, Array]]]:
         (xs, mask, resets), ys, scored = batch
-        noise = config.input_noise * jax.random.normal(key, (*xs.shape[:1], size))
-        noisy = Stream(xs.at[:, :size].add(noise), mask, resets)
-        state, forecasts = unroll_forecasts(network, params, state, noisy)
-        return masked_mean((forecasts - ys) ** 2, scored), (state, {})
+        noise = config.input_noise * jax.random.normal(key, (*xs.shape[:1], values))
+        noisy = Stream(xs.at[:, :values].add(noise), mask, resets)
+        state, added = unroll_corrections(network, params, state, noisy, prepared.horizon)
+        return masked_mean((added - ys) ** 2, scored), (state, {})
 
     def make_batch(key: Key, step: Array) -> Any:
         del key, step
-        past = jax.tree.map(lambda leaf: leaf[: first - 1], stream)
-        return past, targets[: first - 1], weights[: first - 1]
+        return jax.tree.map(lambda leaf: leaf[:first], (stream, targets, fitted))
 
     def validate(params: Params) -> Array:
-        past = jax.tree.map(lambda leaf: leaf[: second - 1], stream)
-        forecasts = unroll_forecasts(network, params, None, past)[1]
-        part = slice(first - 1, second - 1)
-        return masked_mean((forecasts - targets[: second - 1])[part] ** 2, weights[part])
+        past = jax.tree.map(lambda leaf: leaf[:second], stream)
+        added = unroll_corrections(network, params, None, past, prepared.horizon)[1]
+        return masked_mean((added - targets[:second]) ** 2, judged[:second])
 
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0),
@@ -188,124 +306,5 @@ def _make_task(config: Config, prepared: PreparedSeries, network: Layer) -> tupl
     )
     step = make_train_step(loss_of_window, optimizer, has_carry=True)
     step = truncate_train_step(step, config.window)
-    task = Task("network", step, make_batch, validate, (stream, targets, weights))
+    task = Task("network", step, make_batch, validate, (stream, targets, fitted, judged))
     return task, start_networks(network, optimizer, config, ())
-
-
-# Forecasts
-
-
-def _test(config: Config, prepared: PreparedSeries, network: Layer, params: Params) -> Data:
-    """The forecasts from the test rows, and their errors [H, C] in the series' units."""
-    origins = _choose_origins(config, prepared)
-    values, segments = prepared.series.values, np.cumsum(prepared.series.begins)
-    rows = origins + 1 + np.arange(config.horizon)[:, None]  # [H, N]
-    truth = np.where(segments[rows][..., None] == segments[origins][:, None], values[rows], np.nan)
-    paths, bands = _forecast(config, prepared, network, params, origins)
-    forecasts = {
-        name: to_units(prepared, z)
-        for name, z in forecast_baselines(
-            prepared.z,
-            prepared.series.begins,
-            prepared.splits,
-            origins,
-            config.horizon,
-            season=config.season,
-            max_order=config.max_order,
-        ).items()
-    }
-    forecasts["ensemble"] = paths.mean(axis=0)
-    with np.errstate(invalid="ignore"):
-        inside = np.where(np.isnan(truth), np.nan, (bands[0] <= truth) & (truth <= bands[1]))
-    return {
-        "origins": origins,
-        "truth": truth,  # [H, N, C], NaN where unknown or after a gap
-        "rmse": {name: _rmse(forecast, truth) for name, forecast in forecasts.items()},  # [H, C]
-        "network_rmse": _rmse(paths, truth),  # [S, H, C]
-        "last": {name: forecast[:, -1] for name, forecast in forecasts.items()},
-        "last_band": bands[:, :, -1],  # [2, H, C]
-        "coverage": np.nanmean(inside, axis=1),  # [H, C]
-        "deviation": np.nanstd(values[: prepared.splits[0]], axis=0),  # [C]
-    }
-
-
-def _look_ahead(config: Config, prepared: PreparedSeries, network: Layer, params: Params) -> Data:
-    """The forecast [H, C] of the rows after the last known one, and its band [2, H, C]."""
-    known = np.flatnonzero(~np.isnan(prepared.z).all(axis=1))
-    paths, bands = _forecast(config, prepared, network, params, known[-1:])
-    return {"row": known[-1], "forecast": paths.mean(axis=0)[:, 0], "band": bands[:, :, 0]}
-
-
-def _choose_origins(config: Config, prepared: PreparedSeries) -> np.ndarray:
-    """Rows [N] whose next `horizon` rows are all test rows: at most 512, evenly spaced."""
-    rows = np.arange(prepared.splits[1] - 1, len(prepared.z) - config.horizon)
-    rows = rows[~np.isnan(prepared.z[rows]).all(axis=1)]
-    if not rows.size:
-        raise InputError(f"{prepared.series.name}: no test row has a value to forecast from")
-    return rows[np.unique(np.linspace(0, len(rows) - 1, _MAX_ORIGINS).astype(int))]
-
-
-def _forecast(
-    config: Config, prepared: PreparedSeries, network: Layer, params: Params, origins: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    key = jax.random.fold_in(jax.random.key(config.seed), 1)
-    return forecast_ensemble(
-        network, params, prepared, origins, horizon=config.horizon, window=config.window, key=key
-    )
-
-
-def _rmse(forecasts: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """RMSE over the origins, the last axis but one."""
-    return np.sqrt(np.nanmean((forecasts - truth) ** 2, axis=-2))
-
-
-# The table
-
-
-def _judge(data: Data) -> list[Finding]:
-    test = data["test"]
-    pooled = {name: _pool(rmse, test) for name, rmse in test["rmse"].items()}
-    single = _pool(test["network_rmse"], test)  # [S, 2]
-    ours = pooled.pop("ensemble")
-    findings = []
-    for name, theirs in pooled.items():
-        findings.append(
-            Finding(
-                name,
-                f"The ensemble forecasts better than {name}.",
-                "its error on the test rows is lower, one step ahead and over the horizon",
-                f"one step {ours[0]:.3g} against {theirs[0]:.3g}, "
-                f"all {len(test['truth'])} steps {ours[1]:.3g} against {theirs[1]:.3g}",
-                bool((ours < theirs).all()),
-            )
-        )
-    coverage = float(np.nanmean(test["coverage"]))
-    return [
-        Finding(
-            "single",
-            "The ensemble forecasts better than its networks do alone.",
-            "its error over the horizon is lower than their mean",
-            f"one step {describe_seeds(single[:, 0], 2)}, "
-            f"all steps {describe_seeds(single[:, 1], 2)}; "
-            f"ensemble {ours[0]:.3g} and {ours[1]:.3g}",
-            bool(ours[1] < single[:, 1].mean()),
-        ),
-        *findings,
-        Finding(
-            "bands",
-            f"The bands cover {BAND:.0%} of the true values.",
-            "the share of the test values inside them differs by at most 10 percentage points",
-            f"{coverage:.0%} inside",
-            abs(coverage - BAND) <= 0.1,
-        ),
-    ]
-
-
-def _pool(rmse: Any, test: Data) -> np.ndarray:
-    """RMSE one step ahead and over the horizon [..., 2]; for several columns the mean of their
-    RMSEs, each in units of the column's standard deviation."""
-    rmse = np.asarray(rmse)
-    if rmse.shape[-1] > 1:
-        rmse = rmse / test["deviation"]
-    whole = np.sqrt(np.mean(rmse**2, axis=-2))
-    return np.stack([rmse[..., 0, :].mean(axis=-1), whole.mean(axis=-1)], axis=-1)

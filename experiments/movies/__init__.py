@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,7 @@ from pydantic import Field
 
 from experiments.data.bouncing_balls import PIXELS, SIDE, draw_tracks, render
 from experiments.shared.findings import Data, Finding, Result, describe_seeds
+from experiments.shared.networks import load_networks, read_inputs, save_networks
 from experiments.shared.options import Positive, PositiveFloat, TrainConfig
 from experiments.shared.output import Tick, within
 from experiments.shared.training import (
@@ -43,6 +45,7 @@ from jaxrnn import (
     Params,
     TrainState,
     deep_rnn,
+    generate,
     make_train_step,
     truncate_train_step,
 )
@@ -54,6 +57,8 @@ _TARGETS = {"fresh": 1.0, "fixed": 1.5}
 @dataclass(frozen=True)
 class Config(TrainConfig):
     """The options of `movies`."""
+
+    with_source: ClassVar[frozenset[str]] = frozenset(("test_videos", "frames"))
 
     hidden_size: Positive = 400
     """Hidden units of each layer."""
@@ -79,30 +84,59 @@ class Config(TrainConfig):
     """Validations without a new best after which a network stops."""
 
 
+@dataclass(frozen=True)
+class FrameInputs:
+    """What the networks read: the pixels of a square frame, row by row, from 0 to 1."""
+
+    side: int
+
+
 def run(config: Config, progress: Tick) -> Result:
     """Train on fresh and on fixed videos, and test both on the same ones."""
     network = _network(config)
+    if config.source is not None:
+        return _use(config, config.source, network, progress)
     trained = {
         videos: train(*_make_task(config, network, videos), config, within(progress, *part, videos))
         for videos, part in {"fresh": (0.0, 0.49), "fixed": (0.49, 0.98)}.items()
     }
+    kept = {name: (network, result.params, result.validation) for name, result in trained.items()}
+    save_networks(config, "movies", FrameInputs(SIDE), kept)
     progress(0.98, "testing")
+    data = _test(config, network, {name: result.params for name, result in trained.items()})
+    for name, result in trained.items():
+        data["networks"][name] |= record(result)
     frames = render(_draw(config, "test", config.test_videos))
-    best = _choose_best(trained["fresh"])
-    data: Data = {
+    data["movie"] = _film(network, _choose_best(trained["fresh"]), frames)
+    return Result(data, _judge(data))
+
+
+def _use(config: Config, source: Path, network: Layer, progress: Tick) -> Result:
+    """Test the networks of another run on videos of this one's seed."""
+    read_inputs(source, FrameInputs)
+    params = {name: load_networks(source, name, network) for name in _TARGETS}
+    progress(0.5, "testing")
+    data = _test(config, network, params)
+    frames = render(_draw(config, "test", config.test_videos))
+    best = jax.tree.map(lambda leaf: leaf[0], params["fresh"])
+    data["movie"] = _film(network, best, frames)
+    return Result(data, _judge(data))
+
+
+def _test(config: Config, network: Layer, params: dict[str, Params]) -> Data:
+    """The errors of each network on the test videos, and of what needs none."""
+    frames = render(_draw(config, "test", config.test_videos))
+    return {
         "networks": {
             name: {
-                **record(result),
-                "parts": _measure(network, result.params, frames),  # [S, frames - 1]
-                "alone": _measure_alone(network, result.params, frames),  # [S, frames - 20]
+                "parts": _measure(network, several, frames),  # [S, frames - 1]
+                "alone": _measure_alone(network, several, frames),  # [S, frames - 20]
             }
-            for name, result in trained.items()
+            for name, several in params.items()
         },
         "baselines": _measure_baselines(frames),
         "alone_from": _ALONE_FROM,
-        "movie": _film(network, best, frames),
     }
-    return Result(data, _judge(data))
 
 
 def _network(config: Config) -> Layer:
@@ -189,14 +223,15 @@ def _measure_alone(network: Layer, params: Params, frames: Array) -> Array:
 
 def _continue(network: Layer, params: Params, frames: Array, num_frames: int) -> Array:
     """The next frames [num_frames, B, PIXELS] as a network predicts them, each fed back to it."""
+
+    def feed(logits: Array, key: Key | None) -> Array:
+        del key
+        return jax.nn.sigmoid(logits)
+
     state, predicted = _predict(network, params, None, frames)
-
-    def feed_back(carry: tuple[Any, Array], _: None) -> tuple[tuple[Any, Array], Array]:
-        state, frame = carry
-        state, logits = network.step(params, state, frame)
-        return (state, jax.nn.sigmoid(logits)), frame
-
-    return lax.scan(feed_back, (state, predicted[-1]), length=num_frames)[1]
+    first = predicted[-1]
+    rest = generate(network, params, state, first, num_frames - 1, feed=feed)[1][0]
+    return jnp.concatenate([first[None], rest])
 
 
 def _measure_baselines(frames: Array) -> Data:
@@ -238,14 +273,14 @@ def _judge(data: Data) -> list[Finding]:
     findings = []
     for name, target in _TARGETS.items():
         network = data["networks"][name]
-        errors = np.mean(network["parts"], axis=1)
+        errors, trained = np.mean(network["parts"], axis=1), "validation" in network
         findings.append(
             Finding(
                 name,
                 f"The next frame is predicted, trained on {name} videos.",
                 f"the mean squared error of a test frame is below {target}",
-                f"{describe_seeds(errors)}; {baselines}; on validation "
-                f"{describe_seeds(network['validation'])}",
+                f"{describe_seeds(errors)}; {baselines}"
+                + (f"; on validation {describe_seeds(network['validation'])}" if trained else ""),
                 bool(errors.mean() < target),
             )
         )

@@ -21,22 +21,24 @@ def plot(data: Data, folder: Path) -> None:
 
 
 def _plot_errors(data: Data, path: Path) -> None:
-    with saved_figure(path, (8.0, 6.5)) as figure:
-        top, bottom = figure.subplots(2, 1)
+    trained = all("curves" in network for network in data["networks"].values())
+    with saved_figure(path, (8.0, 6.5 if trained else 4.0)) as figure:
+        top, *below = np.ravel(figure.subplots(1 + trained, 1))
         for (name, network), colour in zip(data["networks"].items(), SERIES, strict=False):
             parts, alone = np.asarray(network["parts"]), np.asarray(network["alone"])
             shown = np.arange(2, 2 + parts.shape[1])
             top.plot(shown, parts.mean(axis=0), color=colour, label=f"{name} videos")
             shown = data["alone_from"] + 1 + np.arange(alone.shape[1])
             top.plot(shown, alone.mean(axis=0), color=colour, ls=":", label=f"{name}, alone")
-            curves = network["curves"]
-            bottom.plot(curves["steps"], curves["validation"], color=colour, lw=1)
-            bottom.plot(curves["steps"], curves["train"], color=colour, lw=1, alpha=0.4)
+            for axes in below:
+                curves = network["curves"]
+                axes.plot(curves["steps"], curves["validation"], color=colour, lw=1)
+                axes.plot(curves["steps"], curves["train"], color=colour, lw=1, alpha=0.4)
+                axes.set(xlabel="training step", ylabel="validation (training pale)", yscale="log")
         for (name, error), colour in zip(data["baselines"].items(), (GREY, BLACK), strict=True):
             top.axhline(error, color=colour, lw=1, ls="--", label=name)
         top.set(xlabel="frame", ylabel="squared error per frame", yscale="log")
         top.legend(ncols=3, loc="upper right", bbox_to_anchor=(1.0, 0.86))  # between the lines
-        bottom.set(xlabel="training step", ylabel="validation (training pale)", yscale="log")
         errors = {name: np.mean(network["parts"]) for name, network in data["networks"].items()}
         say(
             figure,

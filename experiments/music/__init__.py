@@ -25,24 +25,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.data.midi import read_midi
 from experiments.data.piano_rolls import (
+    KEYS,
+    LOWEST,
     PianoRolls,
     import_extra,
     load_chorales,
     pitches_of,
     read_mat,
+    roll_of,
+    shift_keys,
 )
 from experiments.music.networks import drop_connect, plain_network, sample, sharing_network
 from experiments.music.pieces import Pieces, arrange_pieces, draw_batch
 from experiments.music.scoring import score_batch, score_models, score_pieces
 from experiments.shared.findings import Data, Finding, Result, describe_seeds
+from experiments.shared.networks import load_networks, read_inputs, save_networks
 from experiments.shared.options import (
     Fraction,
     InputError,
@@ -68,6 +74,10 @@ _GAIN = 0.04  # of the claim
 @dataclass(frozen=True)
 class Config(TrainConfig):
     """The options of `music`."""
+
+    with_source: ClassVar[frozenset[str]] = frozenset(
+        ("prime", "primed", "sample_frames", "samples")
+    )
 
     data: Path | None = None
     """A .mat file with traindata, validdata and testdata; by default Bach's chorales."""
@@ -95,8 +105,10 @@ class Config(TrainConfig):
     """Pieces per training step."""
     window: Positive = 64
     """Frames per piece and training step: a random stretch of a longer piece."""
+    prime: Path | None = None
+    """With --from: a MIDI file whose beginning samples continue, in whatever key it is."""
     primed: Positive = 8
-    """Frames of a test piece that a sample continues."""
+    """Frames of a piece that a sample continues."""
     sample_frames: Positive = 64
     """Frames of a sample, including those."""
     samples: Positive = 3
@@ -111,6 +123,16 @@ class Config(TrainConfig):
     """Validations without a new best after which a network stops."""
 
 
+@dataclass(frozen=True)
+class RollInputs:
+    """What the networks read: which of `keys` keys sound in a frame, from MIDI number `lowest` up;
+    and an opening [frames] of sounding pitches that samples continue by default."""
+
+    keys: int
+    lowest: int
+    opening: list[list[int]]
+
+
 def run(config: Config, progress: Tick) -> Result:
     """Train the networks and the plain networks, score them and draw samples."""
     if config.sample_frames <= config.primed:
@@ -119,17 +141,27 @@ def run(config: Config, progress: Tick) -> Result:
             f"{config.primed}"
         )
     import_extra("mido")  # fails now rather than after the training
-    rolls = _read(config, within(progress, 0.0, 0.1, "data"))
-    pieces = arrange_pieces(rolls)
     network = sharing_network(
         config.hidden_size, config.layers, config.dropout, config.input_dropout
     )
+    if config.source is not None:
+        return _use(config, config.source, network, progress)
+    if config.prime is not None:
+        raise InputError("--prime is what networks continue that --from names")
+    rolls = _read(config, within(progress, 0.0, 0.1, "data"))
+    pieces = arrange_pieces(rolls)
     plain = plain_network()
     task, start = _make_task(config, pieces, network)
     trained = train(task, start, config, within(progress, 0.1, 0.7, "network"))
     task, start = _make_plain_task(config, pieces, plain)
     part = within(progress, 0.7, 0.95, "plain network")
     plainly = train(task, start, config, part, steps=config.plain_steps)
+    inputs = RollInputs(KEYS, LOWEST, pitches_of(rolls.test[0][: config.primed]))
+    kept = {
+        name: (layer, result.params, result.validation)
+        for name, layer, result in (("network", network, trained), ("plain", plain, plainly))
+    }
+    save_networks(config, "music", inputs, kept)
     progress(0.95, "scoring and sampling")
     best = int(np.argmin(trained.validation))
     data: Data = {
@@ -144,6 +176,46 @@ def run(config: Config, progress: Tick) -> Result:
         ),
     }
     return Result(data, _judge(data))
+
+
+def _use(config: Config, source: Path, network: Layer, progress: Tick) -> Result:
+    """Continue a MIDI file, or else an opening of a test piece, with networks of another run."""
+    inputs = read_inputs(source, RollInputs)
+    params = jax.tree.map(lambda leaf: leaf[0], load_networks(source, "network", network))
+    roll = roll_of(inputs.opening) if config.prime is None else read_midi(config.prime)
+    opening, shift = _transpose(network, params, roll[: config.primed])
+    progress(0.3, "sampling")
+    openings = jnp.asarray(np.stack([opening] * config.samples, axis=1))
+    key = jax.random.fold_in(jax.random.key(config.seed), 1)
+    drawn = sample(network, config.sample_frames - len(opening), params, openings, key)
+    sampled = np.concatenate([openings, drawn]).swapaxes(0, 1)
+    data: Data = {
+        "name": "samples" if config.prime is None else config.prime.name,
+        "samples": {
+            "primed": len(opening),
+            "real": [pitches_of(roll[: config.sample_frames])] * config.samples,
+            "sampled": [pitches_of(shift_keys(one, -shift)) for one in sampled],
+        },
+    }
+    said = f"the opening was transposed by {shift} semitones for the network, and its samples back"
+    return Result(data, [], said if shift else "")
+
+
+def _transpose(network: Layer, params: Params, roll: np.ndarray) -> tuple[np.ndarray, int]:
+    """The roll in the key, at most six semitones away, in which the network expects it most, and
+    the semitones that it was raised by; unchanged if it has one frame."""
+    shifts = [s for s in range(-5, 7) if shift_keys(roll, s).sum() == roll.sum()]
+    if len(roll) < 2:
+        return roll, 0
+    rolls = jnp.asarray(np.stack([shift_keys(roll, shift) for shift in shifts], axis=1))
+    nats = [
+        float(
+            score_batch(network, params, (rolls[:, [place]], jnp.ones((len(roll), 1), bool)), None)
+        )
+        for place in range(len(shifts))
+    ]
+    shift = shifts[int(np.argmin(nats))]
+    return shift_keys(roll, shift), shift
 
 
 def _read(config: Config, tick: Tick) -> PianoRolls:

@@ -20,7 +20,8 @@ def plot(data: Data, folder: Path) -> None:
         for kind in ("real", "sampled"):
             write_midi(folder / f"{kind}-{number + 1}.mid", roll_of(samples[kind][number]))
     _plot_rolls(data, folder / "rolls.png")
-    _plot_scores(data, folder / "nll.png")
+    if "test" in data:
+        _plot_scores(data, folder / "nll.png")
 
 
 def _plot_rolls(data: Data, path: Path) -> None:
@@ -43,11 +44,11 @@ def _plot_rolls(data: Data, path: Path) -> None:
                     axes.axvspan(0, primed, color=SKY, alpha=0.3, lw=0)
                 axes.set(xlim=(0, frames), ylim=(low, high))
             pair[0].set_ylabel("MIDI pitch")
-        grid[0, 0].set_title("test pieces")
+        grid[0, 0].set_title("pieces")
         grid[0, 1].set_title("continued; the shaded part is given")
         for axes in grid[-1]:
             axes.set_xlabel("frame")
-        say(figure, f"{data['name']}: test pieces, and a network's continuations of their openings")
+        say(figure, f"{data['name']}: pieces, and a network's continuations of their openings")
 
 
 def _dots(pitches: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:

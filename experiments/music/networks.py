@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from experiments.data.piano_rolls import KEYS
 from jaxrnn import (
@@ -22,6 +21,7 @@ from jaxrnn import (
     RNNParams,
     dense,
     dropout,
+    generate,
     initializers,
     make_layer,
     stack,
@@ -147,11 +147,13 @@ def drop_connect(params: Params, rate: float, key: Key) -> Params:
 def sample(network: Layer, count: int, params: Params, opening: Array, key: Key) -> Array:
     """Draw `count` frames [count, N, KEYS] that follow the frames `opening` [P, N, KEYS]; keys are
     independent given the past."""
+
+    def feed(logits: Array, key: Key | None) -> Array:
+        assert key is not None
+        return jax.random.bernoulli(key, jax.nn.sigmoid(logits)).astype(opening.dtype)
+
     state, logits = network.unroll(params, None, opening)
-
-    def draw(carry: tuple[Any, Array], key: Key) -> tuple[tuple[Any, Array], Array]:
-        state, logits = carry
-        frame = jax.random.bernoulli(key, jax.nn.sigmoid(logits)).astype(opening.dtype)
-        return network.step(params, state, frame), frame
-
-    return lax.scan(draw, (state, logits[-1]), jax.random.split(key, count))[1]
+    key_first, key_rest = jax.random.split(key)
+    first = feed(logits[-1], key_first)
+    _, (rest, _) = generate(network, params, state, first, count - 1, feed=feed, key=key_rest)
+    return jnp.concatenate([first[None], rest])

@@ -20,18 +20,22 @@ def forecast_baselines(
     Args:
       values: [T, C], NaN where missing; the last known value replaces a missing one.
       begins: [T] bool, True at rows that follow a gap.
-      splits: the rows before the first are fitted, those up to the second choose the order.
-      season: period of seasonal persistence, in rows.
+      splits: the rows before the first and those up to the second choose the order; all of them are
+        fitted then.
+      season: period of seasonal persistence, in rows; 1 leaves it out.
     """
     filled = fill_missing(values, splits[0])
     lags = np.minimum(season - 1 - np.arange(horizon) % season, origins[:, None])  # [N, H]
     order = _choose_order(values, begins, splits, max_order)
-    weights = fit_autoregression(values, begins, splits[0], order)
-    return {
+    weights = fit_autoregression(values, begins, splits[1], order)
+    forecasts = {
         "persistence": np.repeat(filled[None, origins], horizon, axis=0),
         f"seasonal persistence ({season})": filled[origins[:, None] - lags].swapaxes(0, 1),
         f"AR({order})": forecast_autoregression(filled, weights, origins, horizon),
     }
+    if season == 1:
+        del forecasts["seasonal persistence (1)"]
+    return forecasts
 
 
 def fill_missing(values: np.ndarray, stop: int) -> np.ndarray:

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated, ClassVar
 
+import tyro
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from jaxrnn.files import write_atomically
@@ -40,6 +41,11 @@ class RunConfig:
 class TrainConfig(RunConfig):
     """The options of every experiment that trains."""
 
+    # What may be given beside --from: the other options are those of the networks.
+    with_source: ClassVar[frozenset[str]] = frozenset()
+
+    source: Annotated[Path | None, tyro.conf.arg(name="from")] = None
+    """Folder of a finished run: use its networks, without training."""
     resume: Path | None = None
     """Folder of an interrupted run: continue from its last checkpoint, with the same options."""
     seeds: Positive = 1

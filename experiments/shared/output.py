@@ -22,11 +22,13 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 
 from experiments.shared.findings import Result
 from experiments.shared.options import RunConfig, write_config
 from jaxrnn.files import write_atomically
 
+_WIDTH = 100
 CHECKPOINTS = "checkpoints"
 """The folder in a run's folder that training is saved in."""
 
@@ -90,6 +92,13 @@ def write_csv(path: Path, rows: Iterable[Iterable[Any]]) -> None:
     text = io.StringIO(newline="")
     csv.writer(text).writerows(rows)
     write_atomically(path, text.getvalue().encode())
+
+
+def to_text(table: Table) -> str:
+    """A table as plain text."""
+    file = io.StringIO()
+    Console(file=file, width=_WIDTH).print(table)
+    return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
 
 
 def _to_numbers(value: Any) -> Any:

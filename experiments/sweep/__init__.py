@@ -14,7 +14,7 @@ choose the cell of the grid, which is then tested on other sequences.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ import optax
 from pydantic import Field
 
 from experiments.shared.findings import Data, Finding, Result, describe_seeds
+from experiments.shared.networks import load_networks, read_inputs, save_networks
 from experiments.shared.options import Positive, PositiveFloat, TrainConfig
 from experiments.shared.output import Tick, within
 from experiments.shared.tasks import Batch, draw_adding
@@ -49,6 +50,8 @@ _TIMED_STEPS = 10
 class Config(TrainConfig):
     """The options of `sweep`."""
 
+    with_source: ClassVar[frozenset[str]] = frozenset(("test_sequences",))
+
     learning_rates: tuple[PositiveFloat, ...] = (1e-4, 3e-4, 1e-3, 2e-3, 4e-3, 8e-3, 16e-3, 32e-3)
     """Adam's learning rates."""
     radii: tuple[PositiveFloat, ...] = (0.1, 0.4, 0.7, 0.9, 1.0, 1.1, 1.3, 1.6)
@@ -73,9 +76,22 @@ class Config(TrainConfig):
     """Validations without a new best after which a network stops."""
 
 
+@dataclass(frozen=True)
+class AddingInputs:
+    """What the networks read: numbers beside a 1 at the two to add, over `length` steps."""
+
+    length: int
+
+
 def run(config: Config, progress: Tick) -> Result:
     """Time the call against a loop, train the grid, and test its best cell."""
     network = _network(config)
+    if config.source is not None:
+        length = read_inputs(config.source, AddingInputs).length
+        params = load_networks(config.source, "network", network)
+        test = _test(config, network, params)
+        said = f"loss on fresh sequences of {length} steps: {describe_seeds(test, 4)}"
+        return Result({"test": test}, [], said)
     task, start = _make_task(config, network)
     progress(0.0, "one call against a loop")
     seconds = _measure_speed(config, task, start)
@@ -83,13 +99,16 @@ def run(config: Config, progress: Tick) -> Result:
     grid = (config.seeds, len(config.learning_rates), len(config.radii))
     losses = trained.validation.reshape(grid)
     best = np.unravel_index(np.argmin(losses.mean(axis=0)), grid[1:])
+    chosen = _select_cell(trained.params, grid, best)
+    kept = {"network": (network, chosen, losses[:, best[0], best[1]])}
+    save_networks(config, "sweep", AddingInputs(config.length), kept)
     data: Data = {
         "learning_rates": config.learning_rates,
         "radii": config.radii,
         "networks": record(trained),
         "losses": losses,  # [S, learning rates, radii]
         "best": [int(place) for place in best],
-        "test": _test(config, network, _select_cell(trained.params, grid, best)),  # [S]
+        "test": _test(config, network, chosen),  # [S]
         "seconds": seconds,
     }
     return Result(data, _judge(data))

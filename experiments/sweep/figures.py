@@ -14,6 +14,8 @@ from experiments.sweep import VARIANCE
 
 def plot(data: Data, folder: Path) -> None:
     """Draw the heat map of the losses, and the validation curve of each network."""
+    if "losses" not in data:  # of networks that were not trained here
+        return
     losses = np.asarray(data["losses"]).mean(axis=0)
     with saved_figure(folder / "sweep.png", (8.0, 4.8)) as figure:
         left, right = figure.subplots(1, 2, width_ratios=(3, 2))

@@ -19,7 +19,7 @@ import functools
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -28,9 +28,10 @@ import optax
 from jax import lax
 from pydantic import Field
 
-from experiments.data.characters import Text, encode, measure_counts, read_library
+from experiments.data.characters import Text, encode, encode_with, measure_counts, read_library
 from experiments.data.files import read_text
 from experiments.shared.findings import Data, Finding, Result, describe_seeds
+from experiments.shared.networks import load_networks, read_inputs, save_networks
 from experiments.shared.options import Fraction, InputError, Positive, PositiveFloat, TrainConfig
 from experiments.shared.output import Tick, within
 from experiments.shared.training import Task, record, start_networks, train, warm_up_and_cool_down
@@ -42,6 +43,7 @@ from jaxrnn import (
     TrainState,
     deep_rnn,
     embedding,
+    generate,
     make_train_step,
     stack,
     truncate_train_step,
@@ -56,8 +58,13 @@ PAGE = (80, 8)  # columns and lines of the held-out text in the figure
 class Config(TrainConfig):
     """The options of `text`."""
 
+    with_source: ClassVar[frozenset[str]] = frozenset(
+        ("text", "prompt", "temperature", "sample_size", "samples")
+    )
+
     text: Path | None = None
-    """A UTF-8 text file; without it the sources of Python's standard library."""
+    """A UTF-8 text file; without it the sources of Python's standard library. With --from: one to
+    predict, if any."""
     layers: Annotated[int, Field(ge=1, le=3)] = 2
     """Vanilla layers."""
     hidden_size: Positive = 512
@@ -88,30 +95,68 @@ class Config(TrainConfig):
     """Number of samples."""
 
 
+@dataclass(frozen=True)
+class TextInputs:
+    """What the networks read: places in an alphabet; and what samples continue by default."""
+
+    alphabet: str
+    prompt: str
+
+
 def run(config: Config, progress: Tick) -> Result:
     """Train, test on the last tenth, and draw samples."""
+    if config.source is not None:
+        return _use(config, config.source, progress)
     text, splits = _read(config)
-    prompt = _encode_prompt(config, text, splits)
-    network = _network(config, text)
+    default = _decode(text.alphabet, text.codes[splits[1] - 50 : splits[1]])
+    prompt = _encode_prompt(config.prompt, default, text.alphabet)
+    network = _network(config, text.alphabet)
     task, start = _make_task(config, text, splits, network)
     trained = train(task, start, config, within(progress, 0.0, 0.95, ""))
     progress(0.95, "testing and sampling")
+    kept = {"network": (network, trained.params, trained.validation)}
+    save_networks(config, "text", TextInputs(text.alphabet, default), kept)
     best = jax.tree.map(lambda leaf: leaf[np.argmin(trained.validation)], trained.params)
     inputs, targets = _cut(text.codes[splits[1] :], _TEST_STREAMS)
-    samples = [
-        _decode(text, codes)
-        for codes in _sample(config, network, best, prompt, jax.random.key(config.seed))
-    ]
+    samples = _sample(config, network, best, prompt, text.alphabet)
     data: Data = {
         "text": {"name": text.name, "characters": len(text.codes), "alphabet": text.alphabet},
         "network": {**record(trained), "test": _test(network, trained.params, inputs, targets)},
         "counts": measure_counts(text.codes, splits[1], splits[1], len(text.alphabet)),
-        "prompt": _decode(text, prompt),
+        "prompt": _decode(text.alphabet, prompt),
         "samples": samples,
-        "words": _count_words(samples, _decode(text, text.codes[: splits[0]])),
+        "words": _count_words(samples, _decode(text.alphabet, text.codes[: splits[0]])),
         "held_out": _read_held_out(text, network, best, splits[1]),
     }
     return Result(data, _judge(data), _show_sample(data))
+
+
+def _use(config: Config, source: Path, progress: Tick) -> Result:
+    """Continue the prompt, and predict a text if there is one, with the networks of another run."""
+    inputs = read_inputs(source, TextInputs)
+    network = _network(config, inputs.alphabet)
+    params = load_networks(source, "network", network)
+    prompt = _encode_prompt(config.prompt, inputs.prompt, inputs.alphabet)
+    best = jax.tree.map(lambda leaf: leaf[0], params)
+    progress(0.2, "sampling")
+    data: Data = {
+        "prompt": _decode(inputs.alphabet, prompt),
+        "samples": _sample(config, network, best, prompt, inputs.alphabet),
+    }
+    said = _show_sample(data)
+    if config.text is not None:
+        progress(0.6, "predicting")
+        text = encode_with(str(config.text), read_text(config.text), inputs.alphabet)
+        if len(text.codes) <= _TEST_STREAMS:
+            raise InputError(
+                f"{config.text} has {len(text.codes)} characters, expected more than "
+                f"{_TEST_STREAMS}"
+            )
+        nats = _test(network, params, *_cut(text.codes, _TEST_STREAMS))
+        data |= {"text": {"name": config.text.name}, "network": {"test": nats}}
+        data["held_out"] = _read_held_out(text, network, best, 0)
+        said = f"{text.name}: {describe_seeds(nats)} nats per character\n\n{said}"
+    return Result(data, [], said)
 
 
 # The text
@@ -133,18 +178,18 @@ def _read(config: Config) -> tuple[Text, tuple[int, int]]:
     return encode(str(config.text or name), text, splits[0])._replace(name=name), splits
 
 
-def _encode_prompt(config: Config, text: Text, splits: tuple[int, int]) -> np.ndarray:
-    if config.prompt is None:
-        return text.codes[splits[1] - 50 : splits[1]]
-    unknown = sorted(set(config.prompt) - set(text.alphabet))
-    if unknown or not config.prompt:
+def _encode_prompt(prompt: str | None, default: str, alphabet: str) -> np.ndarray:
+    if prompt is None:
+        prompt = default
+    unknown = sorted(set(prompt) - set(alphabet))
+    if unknown or not prompt:
         got = f"has {unknown[0]!r}, which the text does not" if unknown else "is empty"
         raise InputError(f"--prompt {got}; expected characters of the text")
-    return np.array([text.alphabet.index(character) for character in config.prompt], np.int32)
+    return np.array([alphabet.index(character) for character in prompt], np.int32)
 
 
-def _decode(text: Text, codes: Any) -> str:
-    return "".join(text.alphabet[code] for code in np.asarray(codes).tolist())
+def _decode(alphabet: str, codes: Any) -> str:
+    return "".join(alphabet[code] for code in np.asarray(codes).tolist())
 
 
 def _cut(codes: np.ndarray, streams: int) -> tuple[Array, Array]:
@@ -159,11 +204,11 @@ def _cut(codes: np.ndarray, streams: int) -> tuple[Array, Array]:
 # The network
 
 
-def _network(config: Config, text: Text) -> Layer:
-    alphabet, size = len(text.alphabet), config.embedding_size
+def _network(config: Config, alphabet: str) -> Layer:
+    count, size = len(alphabet), config.embedding_size
     hidden = [config.hidden_size] * config.layers
-    network = deep_rnn((size, *hidden, alphabet), dropout_rate=config.dropout)
-    return stack(embedding(alphabet, size), network)
+    network = deep_rnn((size, *hidden, count), dropout_rate=config.dropout)
+    return stack(embedding(count, size), network)
 
 
 def _make_task(
@@ -213,23 +258,26 @@ def _test(network: Layer, params: Params, inputs: Array, targets: Array) -> Arra
     return lax.map(one, params)
 
 
-def _sample(config: Config, network: Layer, params: Params, prompt: np.ndarray, key: Key) -> Any:
-    """Characters [samples, sample_size] that continue the prompt."""
+def _sample(
+    config: Config, network: Layer, params: Params, prompt: np.ndarray, alphabet: str
+) -> list[str]:
+    """Texts of `sample_size` characters that continue the prompt."""
+
+    def feed(logits: Array, key: Key | None) -> Array:
+        assert key is not None
+        return jax.random.categorical(key, logits / config.temperature)
 
     @jax.jit
     def draw(params: Params, key: Key) -> Array:
         start = jnp.repeat(jnp.asarray(prompt)[:, None], config.samples, axis=1)
         state, logits = network.unroll(params, None, start)
+        key_first, key_rest = jax.random.split(key)
+        first = feed(logits[-1], key_first)
+        count = config.sample_size - 1
+        _, (rest, _) = generate(network, params, state, first, count, feed=feed, key=key_rest)
+        return jnp.concatenate([first[None], rest]).T
 
-        def write(carry: tuple[Any, Array], key: Key) -> tuple[tuple[Any, Array], Array]:
-            state, logits = carry
-            characters = jax.random.categorical(key, logits / config.temperature)
-            return network.step(params, state, characters), characters
-
-        keys = jax.random.split(key, config.sample_size)
-        return lax.scan(write, (state, logits[-1]), keys)[1].T
-
-    return draw(params, key)
+    return [_decode(alphabet, codes) for codes in draw(params, jax.random.key(config.seed))]
 
 
 def _read_held_out(text: Text, network: Layer, params: Params, start: int) -> Data:
@@ -237,7 +285,7 @@ def _read_held_out(text: Text, network: Layer, params: Params, start: int) -> Da
     codes = text.codes[start : start + 1 + PAGE[0] * PAGE[1]]
     logits = network.unroll(params, None, jnp.asarray(codes[:-1]))[1]
     nats = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.asarray(codes[1:]))
-    return {"text": _decode(text, codes[1:]), "nats": np.asarray(nats)}
+    return {"text": _decode(text.alphabet, codes[1:]), "nats": np.asarray(nats)}
 
 
 def _count_words(samples: list[str], text: str) -> Data:

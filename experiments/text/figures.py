@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from experiments.shared.figures import GREY, SERIES, saved_figure, say
 from experiments.shared.findings import Data
@@ -18,7 +19,16 @@ def plot(data: Data, folder: Path) -> None:
     rule = "\n\n" + "-" * 80 + "\n\n"
     samples = rule.join(data["prompt"] + sample for sample in data["samples"])
     write_atomically(folder / "samples.txt", (samples + "\n").encode())
-    with saved_figure(folder / "text.png", (8.0, 6.5)) as figure:
+    if "curves" in data.get("network", {}):
+        _plot_training(data, folder / "text.png")
+    elif "held_out" in data:
+        with saved_figure(folder / "text.png", (8.0, 2.8)) as figure:
+            _draw_page(figure.subplots(), data["held_out"])
+            _say_bits(figure, data, "the text's beginning")
+
+
+def _plot_training(data: Data, path: Path) -> None:
+    with saved_figure(path, (8.0, 6.5)) as figure:
         top, bottom = figure.subplots(2, 1, height_ratios=(3, 2))
         curves = data["network"]["curves"]
         for name, colour in (("train", SERIES[0]), ("validation", SERIES[1])):
@@ -30,12 +40,16 @@ def plot(data: Data, folder: Path) -> None:
         top.set(xlabel="passes over the text", ylabel="bits per character")
         top.legend(ncols=2, loc="upper right", frameon=True, edgecolor="none", framealpha=1.0)
         _draw_page(bottom, data["held_out"])
-        bits = np.mean(data["network"]["test"]) / np.log(2)
-        say(
-            figure,
-            f"{data['text']['name']}: {bits:.2f} bits per character",
-            "below, held-out text: the redder a character, the less it was expected",
-        )
+        _say_bits(figure, data, "below, held-out text")
+
+
+def _say_bits(figure: Figure, data: Data, page: str) -> None:
+    bits = np.mean(data["network"]["test"]) / np.log(2)
+    say(
+        figure,
+        f"{data['text']['name']}: {bits:.2f} bits per character",
+        f"{page}: the redder a character, the less it was expected",
+    )
 
 
 def _draw_page(axes: Axes, held_out: Data) -> None:
