@@ -17,8 +17,14 @@ from rich.console import Console
 
 from experiments.shared.devices import present_devices
 from experiments.shared.findings import Result, print_findings
-from experiments.shared.networks import read_source
-from experiments.shared.options import InputError, RunConfig, check_config, read_config
+from experiments.shared.model_files import read_source
+from experiments.shared.options import (
+    InputError,
+    RunConfig,
+    check_config,
+    name_option,
+    read_config,
+)
 from experiments.shared.output import CHECKPOINTS, Tick, name_folder, progress_bar, write_run
 from experiments.shared.report import FILE as REPORT
 from experiments.shared.report import write_report
@@ -118,8 +124,9 @@ def _refuse_others(config: Any, saved: Any, folder: Path, free: Set[str]) -> Non
     for field in dataclasses.fields(config):
         got, had = getattr(config, field.name), getattr(saved, field.name)
         if got != had and field.name not in free:
-            option = "--" + field.name.replace("_", "-")
-            raise InputError(f"{option} is {got}, but the run in {folder} has {had}")
+            raise InputError(
+                f"{name_option(field.name)} is {got}, but the run in {folder} has {had}"
+            )
 
 
 def _parse(arguments: Sequence[str], default: Any = tyro.MISSING_NONPROP) -> Any:

@@ -54,7 +54,7 @@ from experiments.forecast.preparation import (
 )
 from experiments.forecast.testing import describe_future, judge, look_ahead, score_ensemble
 from experiments.shared.findings import Data, Result
-from experiments.shared.networks import (
+from experiments.shared.model_files import (
     load_networks,
     read_inputs,
     read_source,
@@ -167,17 +167,8 @@ def run(config: Config, progress: Tick) -> Result:
     task, start = _make_task(config, prepared, network)
     trained = train(task, start, config, progress)
     trust = decide_trust(prepared, network, trained.params)
-    inputs = ForecastInputs(
-        list(prepared.series.columns),
-        prepared.season,
-        prepared.horizon,
-        list(prepared.averages),
-        [column.floor for column in prepared.columns],
-        prepared.scales,
-        trust,
-    )
     kept = {"network": (network, trained.params, trained.validation)}
-    save_networks(config, "forecast", inputs, kept)
+    save_networks(config, "forecast", _describe(prepared, trust), kept)
     progress(0.99, "testing")
     data: Data = {
         "band": BAND,
@@ -200,13 +191,27 @@ def run(config: Config, progress: Tick) -> Result:
     return Result(data, judge(data))
 
 
+def _describe(prepared: PreparedSeries, trust: Trust) -> ForecastInputs:
+    return ForecastInputs(
+        list(prepared.series.columns),
+        prepared.season,
+        prepared.horizon,
+        list(prepared.averages),
+        [column.floor for column in prepared.columns],
+        prepared.scales,
+        trust,
+    )
+
+
 def _use(config: Config, source: Path) -> Result:
     """Forecast what follows a series with networks of another run."""
     inputs, saved = read_inputs(source, ForecastInputs), read_source(source, Config)
-    if config.csv is None:
-        config = dataclasses.replace(config, csv=saved.csv)
-    if not config.column:
-        config = dataclasses.replace(config, column=saved.column)
+    config = dataclasses.replace(
+        config,
+        csv=config.csv or saved.csv,
+        column=config.column or saved.column,
+        time=config.time or saved.time,
+    )
     series = _read(config)
     count = len(inputs.columns)
     each = (inputs.averages, inputs.floors, inputs.scales.change, inputs.scales.level)

@@ -90,18 +90,7 @@ def judge(data: Data) -> list[Finding]:
     single = _pool(test["network_rmse"], test)  # [S, 2]
     ours, linear = pooled.pop("ensemble"), pooled.pop("linear part")
     first, further = data["trust"]
-    findings = []
-    for name, theirs in pooled.items():
-        findings.append(
-            Finding(
-                name,
-                f"The ensemble forecasts better than {name}.",
-                "its error on the test rows is lower, one step ahead and over the horizon",
-                f"one step {ours[0]:.3g} against {theirs[0]:.3g}, "
-                f"all {len(test['truth'])} steps {ours[1]:.3g} against {theirs[1]:.3g}",
-                bool((ours < theirs).all()),
-            )
-        )
+    steps = len(test["truth"])
     coverage = float(np.nanmean(test["coverage"]))
     return [
         Finding(
@@ -113,7 +102,7 @@ def judge(data: Data) -> list[Finding]:
             f"ensemble {ours[0]:.3g} and {ours[1]:.3g}",
             bool(ours[1] <= single[:, 1].mean() * (1 + _ROUNDING)),
         ),
-        *findings,
+        *(_compare(name, ours, theirs, steps) for name, theirs in pooled.items()),
         Finding(
             "linear part",
             "Followed as far as validation says, the networks do not harm the linear part.",
@@ -130,6 +119,17 @@ def judge(data: Data) -> list[Finding]:
             abs(coverage - BAND) <= 0.1,
         ),
     ]
+
+
+def _compare(name: str, ours: np.ndarray, theirs: np.ndarray, steps: int) -> Finding:
+    return Finding(
+        name,
+        f"The ensemble forecasts better than {name}.",
+        "its error on the test rows is lower, one step ahead and over the horizon",
+        f"one step {ours[0]:.3g} against {theirs[0]:.3g}, all {steps} steps {ours[1]:.3g} against "
+        f"{theirs[1]:.3g}",
+        bool((ours < theirs).all()),
+    )
 
 
 def _pool(rmse: Any, test: Data) -> np.ndarray:

@@ -27,7 +27,7 @@ from pydantic import Field
 
 from experiments.data.bouncing_balls import PIXELS, SIDE, draw_tracks, render
 from experiments.shared.findings import Data, Finding, Result, describe_seeds
-from experiments.shared.networks import load_networks, read_inputs, save_networks
+from experiments.shared.model_files import load_networks, read_inputs, save_networks
 from experiments.shared.options import Positive, PositiveFloat, TrainConfig
 from experiments.shared.output import Tick, within
 from experiments.shared.training import (

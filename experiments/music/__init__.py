@@ -48,7 +48,7 @@ from experiments.music.networks import drop_connect, plain_network, sample, shar
 from experiments.music.pieces import Pieces, arrange_pieces, draw_batch
 from experiments.music.scoring import score_batch, score_models, score_pieces
 from experiments.shared.findings import Data, Finding, Result, describe_seeds
-from experiments.shared.networks import load_networks, read_inputs, save_networks
+from experiments.shared.model_files import load_networks, read_inputs, save_networks
 from experiments.shared.options import (
     Fraction,
     InputError,

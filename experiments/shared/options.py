@@ -98,6 +98,11 @@ def read_config(folder: Path, kind: type[RunConfig]) -> RunConfig:
         raise InputError(f"{path}: {_describe_error(error)}") from None
 
 
+def name_option(field: str) -> str:
+    """The option of a field of a config."""
+    return "--from" if field == "source" else "--" + field.replace("_", "-")
+
+
 def _describe_error(error: ValidationError) -> str:
     """The first of pydantic's errors: which option, its value, and what was expected."""
     first = error.errors()[0]

@@ -16,7 +16,7 @@ import jax
 from jinja2 import Environment
 
 from experiments.shared.findings import Result
-from experiments.shared.options import RunConfig
+from experiments.shared.options import RunConfig, name_option
 from jaxrnn.files import write_atomically
 
 FILE = "report.html"
@@ -92,7 +92,7 @@ def write_report(
         if path.suffix in _TEXTS and path.name not in _HIDDEN
     ]
     options = [
-        ("--" + field.name.replace("_", "-"), getattr(config, field.name))
+        (name_option(field.name), getattr(config, field.name))
         for field in dataclasses.fields(config)
     ]
     page = Environment(autoescape=True, trim_blocks=True).from_string(_PAGE)

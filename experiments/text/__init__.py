@@ -31,7 +31,7 @@ from pydantic import Field
 from experiments.data.characters import Text, encode, encode_with, measure_counts, read_library
 from experiments.data.files import read_text
 from experiments.shared.findings import Data, Finding, Result, describe_seeds
-from experiments.shared.networks import load_networks, read_inputs, save_networks
+from experiments.shared.model_files import load_networks, read_inputs, save_networks
 from experiments.shared.options import Fraction, InputError, Positive, PositiveFloat, TrainConfig
 from experiments.shared.output import Tick, within
 from experiments.shared.training import Task, record, start_networks, train, warm_up_and_cool_down

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "experiments"
@@ -146,29 +147,53 @@ def write_a_grid(folder):
     return ("--learning-rates", "0.01", "0.1", "--radii", "0.5", "1", "--length", "4")
 
 
+def read_weights(folder):
+    """The bytes of every tensor; those of a file also depend on the order of its metadata."""
+    return {
+        (path.name, name): tensor.tobytes()
+        for path in sorted((folder / "networks").glob("*.safetensors"))
+        for name, tensor in load_file(path).items()
+    }
+
+
 @pytest.mark.parametrize(
-    ("name", "write", "figures"),
+    ("name", "write", "figures", "used", "options"),
     [
-        ("forecast", write_table, {"forecast-0.png", "forecast-1.png", "forecast.csv"}),
-        ("text", write_book, {"text.png", "samples.txt"}),
-        ("music", write_rolls, {"rolls.png", "nll.png", "sampled-1.mid", "real-1.mid"}),
-        ("movies", write_nothing, {"movies.png", "movies.gif"}),
-        ("sweep", write_a_grid, {"sweep.png"}),
+        (
+            "forecast",
+            write_table,
+            {"forecast-0.png", "forecast-1.png", "forecast.csv"},
+            {"forecast-0.png", "forecast.csv"},
+            (),
+        ),
+        ("text", write_book, {"text.png", "samples.txt"}, {"samples.txt"}, ("--prompt", "It was")),
+        (
+            "music",
+            write_rolls,
+            {"rolls.png", "nll.png", "sampled-1.mid", "real-1.mid"},
+            {"rolls.png", "sampled-1.mid"},
+            (),
+        ),
+        ("movies", write_nothing, {"movies.png", "movies.gif"}, {"movies.png", "movies.gif"}, ()),
+        ("sweep", write_a_grid, {"sweep.png"}, set(), ()),
     ],
 )
-def test_an_experiment_trains_saves_and_draws_and_resumed_says_the_same(
-    tmp_path, name, write, figures
+def test_an_experiment_trains_saves_and_draws_resumed_says_the_same_and_is_used(
+    tmp_path, name, write, figures, used, options
 ):
-    folder = tmp_path / "run"
-    options = (*write(tmp_path), "--steps", "4", "--eval-every", "2", "--seeds", "2")
-    done = experiments(name, "--folder", str(folder), *options)
+    folder, using = tmp_path / "run", tmp_path / "used"
+    written = (*write(tmp_path), "--steps", "4", "--eval-every", "2", "--seeds", "2")
+    done = experiments(name, "--folder", str(folder), *written)
     assert done.returncode == 0, done.stderr
+    figures = figures | {"report.html"}
     assert figures <= {path.name for path in folder.iterdir()}
     assert all((folder / figure).stat().st_size > 0 for figure in figures)
-    written = (folder / "metrics.json").read_text()
-    assert json.loads(written)
+    said = (folder / "metrics.json").read_text()
+    assert json.loads(said)
+    networks = folder / "networks" / "networks.json"
+    kept = read_weights(folder)
 
-    again = experiments(name, "--folder", str(folder), *options)
+    again = experiments(name, "--folder", str(folder), *written)
     assert again.returncode == 2  # nothing is overwritten
     assert "--resume" in again.stderr
     other = experiments(name, "--resume", str(folder), "--seeds", "3")
@@ -176,9 +201,17 @@ def test_an_experiment_trains_saves_and_draws_and_resumed_says_the_same(
     assert "--seeds is 3" in other.stderr
     if name != "sweep":  # which also holds times
         (folder / "metrics.json").unlink()
+        networks.unlink()
         resumed = experiments(name, "--resume", str(folder))
         assert resumed.returncode == 0, resumed.stderr
-        assert (folder / "metrics.json").read_text() == written
+        assert (folder / "metrics.json").read_text() == said
+        assert read_weights(folder) == kept
+
+    done = experiments(name, "--from", str(folder), "--folder", str(using), *options)
+    assert done.returncode == 0, done.stderr
+    assert used | {"report.html"} <= {path.name for path in using.iterdir()}
+    if name == "forecast":
+        assert (using / "forecast.csv").read_bytes() == (folder / "forecast.csv").read_bytes()
 
 
 def test_help_explains_each_option_with_its_default():

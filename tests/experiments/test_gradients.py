@@ -60,7 +60,7 @@ def test_a_run_saves_its_network_and_a_run_from_it_begins_with_the_measurements_
     drawn = ("--hidden-size", "4", "--layers", "2", "--activation", "relu")
     assert main(("gradients", "--folder", str(first), "--task", "adding", *drawn, *TINY)) == 0
     assert "exponent before" in capsys.readouterr().out
-    names = {"config.json", "metrics.json", "findings.csv", "gradients.png"}
+    names = {"config.json", "metrics.json", "findings.csv", "gradients.png", "report.html"}
     names |= {"network.safetensors", "network.json"}
     assert {path.name for path in first.iterdir()} == names
     assert all(path.stat().st_size > 0 for path in first.iterdir())

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from experiments import text
-from experiments.data.characters import encode, measure_counts
+from experiments.data.characters import encode, encode_with, measure_counts
 from experiments.shared.options import InputError
 from tests.support import oracle
 
@@ -60,7 +60,7 @@ def compute_nats(params, codes, streams):
 @functools.cache
 def draw_network():
     encoded = encode("book", BOOK, len(BOOK))
-    network = text._network(CONFIG, encoded)
+    network = text._network(CONFIG, encoded.alphabet)
     return encoded, network, jax.jit(network.init)(jax.random.key(0))
 
 
@@ -74,12 +74,12 @@ def select(params, place):
 def test_characters_decode_to_the_text_they_encode():
     encoded = encode("book", BOOK, len(BOOK))
     assert encoded.alphabet == "".join(sorted(set(BOOK)))
-    assert text._decode(encoded, encoded.codes) == BOOK
+    assert text._decode(encoded.alphabet, encoded.codes) == BOOK
 
 
 def test_a_character_that_the_part_to_fit_lacks_decodes_to_the_replacement():
     encoded = encode("t", "abab!a?", 4)
-    assert text._decode(encoded, encoded.codes) == "abab\N{REPLACEMENT CHARACTER}a\ufffd"
+    assert text._decode(encoded.alphabet, encoded.codes) == "abab\N{REPLACEMENT CHARACTER}a\ufffd"
 
 
 def test_a_target_is_the_character_that_follows_its_input():
@@ -90,20 +90,21 @@ def test_a_target_is_the_character_that_follows_its_input():
     np.testing.assert_array_equal(targets, inputs + 1)
 
 
-def test_the_prompt_is_by_default_the_end_of_the_validation_text():
-    encoded = encode("book", BOOK, len(BOOK))
-    prompt = text._encode_prompt(CONFIG, encoded, (300, 400))
-    assert text._decode(encoded, prompt) == BOOK[350:400]
-
-
 def test_a_prompt_is_encoded_and_its_unknown_character_is_refused_by_name():
-    encoded = encode("book", BOOK, len(BOOK))
-    known, unknown = (
-        dataclasses.replace(CONFIG, prompt=prompt) for prompt in ("dark", "dark \u20ac")
-    )
-    assert text._decode(encoded, text._encode_prompt(known, encoded, (300, 400))) == "dark"
+    alphabet = encode("book", BOOK, len(BOOK)).alphabet
+    for prompt, expected in (("dark", "dark"), (None, "night")):
+        codes = text._encode_prompt(prompt, "night", alphabet)
+        assert text._decode(alphabet, codes) == expected
     with pytest.raises(InputError, match="--prompt has '\u20ac', which the text does not"):
-        text._encode_prompt(unknown, encoded, (300, 400))
+        text._encode_prompt("dark \u20ac", "night", alphabet)
+
+
+def test_another_text_is_encoded_with_the_alphabet_of_the_networks():
+    encoded = encode("t", "abab!a?", 4)
+    again = encode_with("u", "b?ab", encoded.alphabet)
+    np.testing.assert_array_equal(again.codes, [1, 2, 0, 1])
+    with pytest.raises(InputError, match=r"u has '\?', which the networks' alphabet lacks"):
+        encode_with("u", "b?ab", "ab")
 
 
 def test_a_text_too_short_for_its_streams_is_refused(tmp_path):
@@ -204,11 +205,12 @@ def test_at_a_low_temperature_every_sample_takes_the_likeliest_character_each_ti
     encoded, network, params = draw_network()
     config = dataclasses.replace(CONFIG, temperature=1e-6)
     prompt = encoded.codes[:6]
-    samples = text._sample(config, network, params, prompt, jax.random.key(2))
+    samples = text._sample(config, network, params, prompt, encoded.alphabet)
     codes = list(prompt)
     for _ in range(config.sample_size):
         codes.append(np.argmax(compute_logits(params, np.array(codes)[:, None])[-1, 0]))
-    np.testing.assert_array_equal(samples, [codes[len(prompt) :]] * config.samples)
+    written = text._decode(encoded.alphabet, codes[len(prompt) :])
+    assert samples == [written] * config.samples
 
 
 def test_characters_are_sampled_as_often_as_the_softmax_at_the_temperature_says():
@@ -217,10 +219,11 @@ def test_characters_are_sampled_as_often_as_the_softmax_at_the_temperature_says(
     params = table, (*layers, readout._replace(w=4 * readout.w))
     config = dataclasses.replace(CONFIG, temperature=0.5, samples=4000, sample_size=1)
     prompt = encoded.codes[:6]
-    samples = text._sample(config, network, params, prompt, jax.random.key(2))
+    samples = text._sample(config, network, params, prompt, encoded.alphabet)
     logits = compute_logits(params, prompt[:, None])[-1, 0]
     expected = np.exp(logits / 0.5) / np.exp(logits / 0.5).sum()
-    got = np.bincount(np.asarray(samples)[:, 0], minlength=len(expected)) / 4000
+    drawn = [encoded.alphabet.index(sample) for sample in samples]
+    got = np.bincount(drawn, minlength=len(expected)) / 4000
     tolerance = 5 * np.sqrt(expected / 4000) + 1e-3  # five standard errors
     assert (np.abs(got - expected) < tolerance).all()
     other = np.exp(logits) / np.exp(logits).sum()
