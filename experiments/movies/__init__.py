@@ -32,7 +32,7 @@ from experiments.shared.options import Positive, PositiveFloat, TrainConfig
 from experiments.shared.output import Tick, within
 from experiments.shared.training import (
     Task,
-    Trained,
+    choose_best,
     record,
     start_networks,
     train,
@@ -107,7 +107,7 @@ def run(config: Config, progress: Tick) -> Result:
     for name, result in trained.items():
         data["networks"][name] |= record(result)
     frames = render(_draw(config, "test", config.test_videos))
-    data["movie"] = _film(network, _choose_best(trained["fresh"]), frames)
+    data["movie"] = _film(network, choose_best(trained["fresh"]), frames)
     return Result(data, _judge(data))
 
 
@@ -258,11 +258,6 @@ def _film(network: Layer, params: Params, frames: Array) -> Data:
         name: np.asarray(jnp.round(255 * part[:, 0])).astype(np.uint8).reshape(-1, SIDE, SIDE)
         for name, part in parts.items()
     }
-
-
-def _choose_best(trained: Trained) -> Params:
-    """The network with the best validation."""
-    return jax.tree.map(lambda leaf: leaf[np.argmin(trained.validation)], trained.params)
 
 
 # The table

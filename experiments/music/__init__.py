@@ -23,6 +23,8 @@ small network, which sees the keys around it. An ensemble averages probabilities
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -42,12 +44,22 @@ from experiments.data.piano_rolls import (
     pitches_of,
     read_mat,
     roll_of,
-    shift_keys,
+)
+from experiments.music.findings import judge
+from experiments.music.joint import (
+    JointNetwork,
+    JointParams,
+    begin_with_silence,
+    joint_network,
+    score_joint_batch,
+    score_joint_networks,
+    score_joint_pieces,
 )
 from experiments.music.networks import drop_connect, plain_network, sample, sharing_network
 from experiments.music.pieces import Pieces, arrange_pieces, draw_batch
+from experiments.music.sampling import continue_roll, sample_continuations
 from experiments.music.scoring import score_batch, score_models, score_pieces
-from experiments.shared.findings import Data, Finding, Result, describe_seeds
+from experiments.shared.findings import Data, Result
 from experiments.shared.model_files import load_networks, read_inputs, save_networks
 from experiments.shared.options import (
     Fraction,
@@ -58,7 +70,14 @@ from experiments.shared.options import (
     TrainConfig,
 )
 from experiments.shared.output import Tick, within
-from experiments.shared.training import Task, record, start_networks, train
+from experiments.shared.training import (
+    Task,
+    Trained,
+    choose_best,
+    record,
+    start_networks,
+    train,
+)
 from jaxrnn import (
     Array,
     Key,
@@ -68,7 +87,7 @@ from jaxrnn import (
     make_train_step,
 )
 
-_GAIN = 0.04  # of the claim
+_COUNTED = 32  # samples whose notes are counted
 
 
 @dataclass(frozen=True)
@@ -85,6 +104,8 @@ class Config(TrainConfig):
     """Hidden units per layer."""
     layers: Positive = 1
     """Number of vanilla layers."""
+    keys_size: Positive = 48
+    """Hidden units of the network that runs over the keys of a frame."""
     drop_connect: Fraction = 0.5
     """Share of the recurrent weights that each training step drops."""
     dropout: Fraction = 0.2
@@ -102,7 +123,7 @@ class Config(TrainConfig):
     plain_steps: Positive = 16000
     """Maximum number of training steps of the plain network; validation stops it much earlier."""
     batch_size: Positive = 16
-    """Pieces per training step."""
+    """Pieces per training step; half as many for the network over keys."""
     window: Positive = 64
     """Frames per piece and training step: a random stretch of a longer piece."""
     prime: Path | None = None
@@ -134,88 +155,115 @@ class RollInputs:
 
 
 def run(config: Config, progress: Tick) -> Result:
-    """Train the networks and the plain networks, score them and draw samples."""
+    """Train the networks of each kind, score them and draw samples."""
     if config.sample_frames <= config.primed:
         raise InputError(
             f"--sample-frames is {config.sample_frames}, expected more than --primed "
             f"{config.primed}"
         )
     import_extra("mido")  # fails now rather than after the training
-    network = sharing_network(
-        config.hidden_size, config.layers, config.dropout, config.input_dropout
-    )
+    joint = _joint_network(config)
     if config.source is not None:
-        return _use(config, config.source, network, progress)
+        return _use(config, config.source, joint)
     if config.prime is not None:
         raise InputError("--prime is what networks continue that --from names")
-    rolls = _read(config, within(progress, 0.0, 0.1, "data"))
-    pieces = arrange_pieces(rolls)
-    plain = plain_network()
+    rolls = _read(config, within(progress, 0.0, 0.05, "data"))
+    pieces, silent = arrange_pieces(rolls), arrange_pieces(begin_with_silence(rolls))
+    sizes = config.hidden_size, config.layers, config.dropout, config.input_dropout
+    network, plain = sharing_network(*sizes), plain_network()
     task, start = _make_task(config, pieces, network)
-    trained = train(task, start, config, within(progress, 0.1, 0.7, "network"))
+    trained = train(task, start, config, within(progress, 0.05, 0.3, "network"))
     task, start = _make_plain_task(config, pieces, plain)
-    part = within(progress, 0.7, 0.95, "plain network")
+    part = within(progress, 0.3, 0.4, "plain network")
     plainly = train(task, start, config, part, steps=config.plain_steps)
-    inputs = RollInputs(KEYS, LOWEST, pitches_of(rolls.test[0][: config.primed]))
-    kept = {
-        name: (layer, result.params, result.validation)
-        for name, layer, result in (("network", network, trained), ("plain", plain, plainly))
-    }
-    save_networks(config, "music", inputs, kept)
+    task, start = _make_joint_task(config, silent, joint)
+    jointly = train(task, start, config, within(progress, 0.4, 0.95, "network over keys"))
+    _keep(config, rolls, (network, trained), (plain, plainly), (joint, jointly))
     progress(0.95, "scoring and sampling")
-    best = int(np.argmin(trained.validation))
+    test = score_models(rolls, pieces.test, (network, trained.params), (plain, plainly.params))
+    test["joint"], test["joint ensemble"] = score_joint_networks(joint, jointly.params, silent.test)
     data: Data = {
         "name": rolls.name,
         "pieces": {split: len(getattr(rolls, split)) for split in ("train", "valid", "test")},
-        "networks": {"network": record(trained), "plain": record(plainly)},
-        "test": score_models(
-            rolls, pieces.test, (network, trained.params), (plain, plainly.params)
-        ),
-        "samples": _sample_all(
-            config, rolls, network, jax.tree.map(lambda leaf: leaf[best], trained.params)
-        ),
+        "networks": {
+            "network": record(trained),
+            "plain": record(plainly),
+            "joint": record(jointly),
+        },
+        "test": test,
+        **_sample(config, rolls, (network, choose_best(trained)), (joint, choose_best(jointly))),
     }
-    return Result(data, _judge(data))
+    return Result(data, judge(data))
 
 
-def _use(config: Config, source: Path, network: Layer, progress: Tick) -> Result:
-    """Continue a MIDI file, or else an opening of a test piece, with networks of another run."""
-    inputs = read_inputs(source, RollInputs)
-    params = jax.tree.map(lambda leaf: leaf[0], load_networks(source, "network", network))
-    roll = roll_of(inputs.opening) if config.prime is None else read_midi(config.prime)
-    opening, shift = _transpose(network, params, roll[: config.primed])
-    progress(0.3, "sampling")
-    openings = jnp.asarray(np.stack([opening] * config.samples, axis=1))
+def _joint_network(config: Config) -> JointNetwork:
+    return joint_network(
+        config.hidden_size,
+        config.layers,
+        config.dropout,
+        config.input_dropout,
+        config.keys_size,
+    )
+
+
+def _keep(
+    config: Config,
+    rolls: PianoRolls,
+    network: tuple[Layer, Trained],
+    plain: tuple[Layer, Trained],
+    joint: tuple[JointNetwork, Trained],
+) -> None:
+    kept = {
+        name: (layer, result.params, result.validation)
+        for name, (layer, result) in (("network", network), ("plain", plain))
+    }
+    layers, jointly = joint
+    for part, layer in layers._asdict().items():
+        kept[f"joint-{part}"] = layer, getattr(jointly.params, part), jointly.validation
+    opening = pitches_of(rolls.test[0][: config.primed])
+    save_networks(config, "music", RollInputs(KEYS, LOWEST, opening), kept)
+
+
+def _sample(
+    config: Config,
+    rolls: PianoRolls,
+    network: tuple[Layer, Params],
+    joint: tuple[JointNetwork, Params],
+) -> Data:
+    """Continuations of test pieces, and the mean number of notes of a frame."""
     key = jax.random.fold_in(jax.random.key(config.seed), 1)
-    drawn = sample(network, config.sample_frames - len(opening), params, openings, key)
-    sampled = np.concatenate([openings, drawn]).swapaxes(0, 1)
-    data: Data = {
-        "name": "samples" if config.prime is None else config.prime.name,
-        "samples": {
-            "primed": len(opening),
-            "real": [pitches_of(roll[: config.sample_frames])] * config.samples,
-            "sampled": [pitches_of(shift_keys(one, -shift)) for one in sampled],
+    sizes = config.samples, config.primed, config.sample_frames
+    samples, _ = sample_continuations(*joint, rolls, *sizes, key)
+    many = max(config.samples, _COUNTED), config.primed, config.sample_frames
+    _, drawn = sample_continuations(*joint, rolls, *many, key)
+    opening = jnp.zeros((1, many[0], KEYS), jnp.uint8)
+    apart = sample(network[0], config.sample_frames, network[1], opening, key)
+    return {
+        "samples": samples,
+        "notes": {
+            "pieces": float(np.concatenate(rolls.test).sum(axis=1).mean()),
+            "sampled": float(np.asarray(drawn, np.float64).sum(axis=-1).mean()),
+            "independent": float(np.asarray(apart, np.float64).sum(axis=-1).mean()),
         },
     }
-    said = f"the opening was transposed by {shift} semitones for the network, and its samples back"
-    return Result(data, [], said if shift else "")
 
 
-def _transpose(network: Layer, params: Params, roll: np.ndarray) -> tuple[np.ndarray, int]:
-    """The roll in the key, at most six semitones away, in which the network expects it most, and
-    the semitones that it was raised by; unchanged if it has one frame."""
-    shifts = [s for s in range(-5, 7) if shift_keys(roll, s).sum() == roll.sum()]
-    if len(roll) < 2:
-        return roll, 0
-    rolls = jnp.asarray(np.stack([shift_keys(roll, shift) for shift in shifts], axis=1))
-    nats = [
-        float(
-            score_batch(network, params, (rolls[:, [place]], jnp.ones((len(roll), 1), bool)), None)
+def _use(config: Config, source: Path, network: JointNetwork) -> Result:
+    """Continue a MIDI file, or else an opening of a test piece, with networks of another run."""
+    inputs = read_inputs(source, RollInputs)
+    params = JointParams(
+        *(
+            jax.tree.map(lambda leaf: leaf[0], load_networks(source, f"joint-{part}", layer))
+            for part, layer in network._asdict().items()
         )
-        for place in range(len(shifts))
-    ]
-    shift = shifts[int(np.argmin(nats))]
-    return shift_keys(roll, shift), shift
+    )
+    roll = roll_of(inputs.opening) if config.prime is None else read_midi(config.prime)
+    key = jax.random.fold_in(jax.random.key(config.seed), 1)
+    sizes = config.samples, config.primed, config.sample_frames
+    samples, shift = continue_roll(network, params, roll, *sizes, key)
+    name = "samples" if config.prime is None else config.prime.name
+    said = f"the opening was raised by {shift} semitones for the network, and its samples back"
+    return Result({"name": name, "samples": samples}, [], said if shift else "")
 
 
 def _read(config: Config, tick: Tick) -> PianoRolls:
@@ -228,17 +276,40 @@ def _read(config: Config, tick: Tick) -> PianoRolls:
 def _make_task(config: Config, pieces: Pieces, network: Layer) -> tuple[Task, TrainState]:
     def loss_fn(params: Params, batch: Any, key: Key) -> tuple[Array, dict[str, Array]]:
         key_weights, key_units = jax.random.split(key)
-        dropped = drop_connect(params, config.drop_connect, key_weights)
-        return score_batch(network, dropped, batch, key_units), {}
+        layers = drop_connect(params[0], config.drop_connect, key_weights)
+        return score_batch(network, (layers, params[1]), batch, key_units), {}
 
+    batch = (config.batch_size, config.window)
+    validate = functools.partial(_validate, network, pieces)
+    return _start(config, pieces, network, "network", loss_fn, validate, _adamw(config), batch)
+
+
+def _make_joint_task(
+    config: Config, pieces: Pieces, network: JointNetwork
+) -> tuple[Task, TrainState]:
+    def loss_fn(params: Params, batch: Any, key: Key) -> tuple[Array, dict[str, Array]]:
+        key_weights, key_units = jax.random.split(key)
+        layers = drop_connect(params.channels, config.drop_connect, key_weights)
+        return score_joint_batch(network, params._replace(channels=layers), batch, key_units), {}
+
+    def validate(params: Params) -> Array:
+        return score_joint_pieces(network, params, pieces.valid)[1]
+
+    batch = max(config.batch_size // 2, 1), config.window  # a frame is 88 steps
+    return _start(config, pieces, network, "joint", loss_fn, validate, _adamw(config), batch)
+
+
+def _adamw(config: Config) -> optax.GradientTransformation:
     rate = optax.warmup_cosine_decay_schedule(
         0.0, config.learning_rate, min(100, config.steps // 10), config.steps
     )
-    optimizer = optax.chain(
+    return optax.chain(
         optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=config.weight_decay)
     )
-    batch = (config.batch_size, config.window)
-    return _start(config, pieces, network, "network", loss_fn, optimizer, batch)
+
+
+def _validate(network: Layer, pieces: Pieces, params: Params) -> Array:
+    return score_pieces(network, params, pieces.valid)
 
 
 def _make_plain_task(config: Config, pieces: Pieces, network: Layer) -> tuple[Task, TrainState]:
@@ -248,15 +319,17 @@ def _make_plain_task(config: Config, pieces: Pieces, network: Layer) -> tuple[Ta
 
     optimizer = optax.adam(config.plain_learning_rate)
     batch = (config.plain_batch_size, pieces.train.shape[0])
-    return _start(config, pieces, network, "plain", loss_fn, optimizer, batch)
+    validate = functools.partial(_validate, network, pieces)
+    return _start(config, pieces, network, "plain", loss_fn, validate, optimizer, batch)
 
 
 def _start(
     config: Config,
     pieces: Pieces,
-    network: Layer,
+    network: Layer | JointNetwork,
     name: str,
     loss_fn: Any,
+    validate: Callable[[Params], Array],
     optimizer: optax.GradientTransformation,
     batch: tuple[int, int],
 ) -> tuple[Task, TrainState]:
@@ -266,65 +339,9 @@ def _start(
         del step
         return draw_batch(key, pieces, *batch)
 
-    def validate(params: Params) -> Array:
-        return score_pieces(network, params, pieces.valid)
-
     def count_scored(part: Any) -> Array:
         return jnp.sum(part[1][1:])
 
     step = make_train_step(loss_fn, optimizer)
     task = Task(name, step, make_batch, validate, pieces, batch[0], weight_fn=count_scored)
     return task, start_networks(network, optimizer, config)
-
-
-# Samples
-
-
-def _sample_all(config: Config, rolls: PianoRolls, network: Layer, params: Params) -> Data:
-    """Test pieces, and the network's continuations of their openings."""
-    primed = min(config.primed, max(map(len, rolls.test)))
-    pieces = [piece for piece in rolls.test if len(piece) >= primed]
-    pieces = [pieces[number % len(pieces)] for number in range(config.samples)]
-    opening = jnp.asarray(np.stack([piece[:primed] for piece in pieces], axis=1))
-    key = jax.random.fold_in(jax.random.key(config.seed), 1)
-    drawn = sample(network, config.sample_frames - primed, params, opening, key)
-    sampled = np.concatenate([opening, drawn])
-    return {
-        "primed": primed,
-        "real": [pitches_of(piece[: config.sample_frames]) for piece in pieces],
-        "sampled": [pitches_of(roll) for roll in sampled.swapaxes(0, 1)],
-    }
-
-
-# The table
-
-
-def _judge(data: Data) -> list[Finding]:
-    test = data["test"]
-    ours, plain = float(np.mean(test["network"])), float(np.mean(test["plain"]))
-    return [
-        Finding(
-            "single",
-            f"A carefully trained network predicts {data['name']} better than a plain one.",
-            f"its mean test NLL is at least {_GAIN:.0%} lower",
-            f"{describe_seeds(test['network'])} against {describe_seeds(test['plain'])} nats per "
-            f"frame: {1 - ours / plain:.1%} lower",
-            ours <= (1 - _GAIN) * plain,
-        ),
-        Finding(
-            "ensemble",
-            "The mean of the networks' probabilities predicts better than each network alone.",
-            "its test NLL is below the networks' mean test NLL",
-            f"{test['ensemble']:.3f} nats per frame, {1 - test['ensemble'] / plain:.1%} below "
-            f"plain; ensemble of plain networks {test['plain ensemble']:.3f}",
-            test["ensemble"] < ours,
-        ),
-        Finding(
-            "simple",
-            "It predicts better than models without a network.",
-            "its mean test NLL is below those of each key's frequency and of its frequency given "
-            "the same key in the frame before (Markov)",
-            f"{test['marginal']:.3f} by frequencies, {test['Markov']:.3f} by Markov",
-            ours < min(test["marginal"], test["Markov"]),
-        ),
-    ]

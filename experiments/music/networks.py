@@ -35,6 +35,7 @@ _SHARED_SIZE = 16
 _APART = np.arange(KEYS)[:, None] - np.arange(KEYS)
 _PLACES = np.where(np.abs(_APART) <= _REACH, _APART + _REACH, 2 * _REACH + 1)
 _PLAIN_SIZE = 150
+_CLASSES = np.asarray(np.arange(KEYS)[:, None] % _OCTAVE == np.arange(_OCTAVE), np.float32)
 
 
 class SharedParams(NamedTuple):
@@ -48,13 +49,34 @@ class SharedParams(NamedTuple):
 
 def sharing_network(size: int, layers: int, dropped: float, dropped_inputs: float) -> Layer:
     """Vanilla layers and a dense hidden layer below a readout shared by keys and octaves."""
+    return _sharing(channel_network(size, layers, dropped, dropped_inputs, _CHANNELS))
+
+
+def channel_network(
+    size: int, layers: int, dropped: float, dropped_inputs: float, channels: int
+) -> Layer:
+    """Vanilla layers and a dense hidden layer, from frames [..., KEYS] to `channels` outputs for
+    each key [..., KEYS * channels].
+
+    It reads the frame and the number of sounding keys of each pitch class. A key's channels are the
+    sum of its own and those of its class."""
     sizes = [KEYS + _OCTAVE] + [size] * layers
     below_readout: list[Layer] = [dropout(sizes[0], dropped_inputs)]
     for below, above in itertools.pairwise(sizes):
         below_readout += [_torch_rnn(below, above), dropout(above, dropped)]
     hidden = [_squashed(_torch_dense(size, size)), dropout(size, dropped)]
-    channels = _torch_dense(size, (KEYS + _OCTAVE) * _CHANNELS)
-    return _sharing(stack(*below_readout, *hidden, channels))
+    readout = _torch_dense(size, (KEYS + _OCTAVE) * channels)
+    layer = stack(*below_readout, *hidden, readout)
+
+    def run(params: Params, state: Any, inputs: Inputs, key: Key | None) -> tuple[Any, Array]:
+        frames = inputs.xs.astype(_CLASSES.dtype)
+        wide = jnp.concatenate([frames, frames @ _CLASSES], axis=-1)
+        state, ys = layer.run(params, state, inputs._replace(xs=wide), key)
+        ys = ys.reshape(*ys.shape[:-1], KEYS + _OCTAVE, channels)
+        ys = ys[..., :KEYS, :] + _CLASSES @ ys[..., KEYS:, :]
+        return state, ys.reshape(*ys.shape[:-2], KEYS * channels)
+
+    return make_layer(KEYS, KEYS * channels, layer.init, layer.initial_state, run)
 
 
 def plain_network() -> Layer:
@@ -86,13 +108,10 @@ def _squashed(layer: Layer) -> Layer:
 def _sharing(layer: Layer) -> Layer:
     """From frames [..., KEYS] to logits [..., KEYS].
 
-    `layer` reads the frame and the number of sounding keys of each pitch class. It has _CHANNELS
-    outputs for each key and for each pitch class; a key's channels are the sum of its own and those
-    of its class. A key's logit is the first channel plus the output of a small network, the same
-    for every key, that reads all of its channels and the keys that sound around it. Parameters:
-    (those of `layer`, SharedParams).
+    A key's logit is the first of its channels, which `layer` computes, plus the output of a small
+    network, the same for every key, that reads all of them and the keys that sound around it.
+    Parameters: (those of `layer`, SharedParams).
     """
-    classes = jnp.asarray(np.arange(KEYS)[:, None] % _OCTAVE == np.arange(_OCTAVE), jnp.float32)
 
     def init(key: Key) -> Params:
         key_layer, key_near, key_channel = jax.random.split(key, 3)
@@ -103,17 +122,12 @@ def _sharing(layer: Layer) -> Layer:
         zeros = jnp.zeros(_SHARED_SIZE)
         return layer.init(key_layer), SharedParams(near, channel, zeros, zeros)
 
-    def widen(frames: Array) -> Array:
-        frames = frames.astype(classes.dtype)
-        return jnp.concatenate([frames, frames @ classes], axis=-1)
-
     def narrow(shared: SharedParams, ys: Array, frames: Array) -> Array:
-        ys = ys.reshape(*ys.shape[:-1], KEYS + _OCTAVE, _CHANNELS)
-        channels = ys[..., :KEYS, :] + classes @ ys[..., KEYS:, :]
+        channels = ys.reshape(*ys.shape[:-1], KEYS, _CHANNELS)
         # One matrix [KEYS, KEYS, _SHARED_SIZE], zero out of reach: faster than gathering the
         # surroundings of each key.
         band = jnp.pad(shared.w_near, [(0, 1), (0, 0)])[_PLACES]
-        near = jnp.einsum("...j,jkh->...kh", frames.astype(classes.dtype), band)
+        near = jnp.einsum("...j,jkh->...kh", frames.astype(_CLASSES.dtype), band)
         hidden = jnp.tanh(near + channels @ shared.w_channel + shared.b)
         return channels[..., 0] + hidden @ shared.w_out
 
@@ -121,15 +135,14 @@ def _sharing(layer: Layer) -> Layer:
         return layer.initial_state(params[0], batch_shape)
 
     def run(params: Params, state: Any, inputs: Inputs, key: Key | None) -> tuple[Any, Array]:
-        frames = inputs.xs
-        state, ys = layer.run(params[0], state, inputs._replace(xs=widen(frames)), key)
-        return state, narrow(params[1], ys, frames)
+        state, ys = layer.run(params[0], state, inputs, key)
+        return state, narrow(params[1], ys, inputs.xs)
 
     return make_layer(KEYS, KEYS, init, initial_state, run)
 
 
-def drop_connect(params: Params, rate: float, key: Key) -> Params:
-    """Drop recurrent weights of a `sharing_network`, the same at every time step, and scale up the
+def drop_connect(layers: Params, rate: float, key: Key) -> Params:
+    """Drop recurrent weights of a `channel_network`, the same at every time step, and scale up the
     others."""
 
     def drop(layer: Params, key: Key) -> Params:
@@ -138,9 +151,8 @@ def drop_connect(params: Params, rate: float, key: Key) -> Params:
         kept = jax.random.bernoulli(key, 1 - rate, layer.w_hh.shape)
         return layer._replace(w_hh=jnp.where(kept, layer.w_hh / (1 - rate), 0.0))
 
-    layers, shared = params
     keys = jax.random.split(key, len(layers))
-    return tuple(drop(layer, k) for layer, k in zip(layers, keys, strict=True)), shared
+    return tuple(drop(layer, k) for layer, k in zip(layers, keys, strict=True))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -22,7 +22,7 @@ from experiments.shared.devices import Placement, place_networks
 from experiments.shared.findings import Data
 from experiments.shared.options import InputError, TrainConfig, write_config
 from experiments.shared.output import CHECKPOINTS, Tick
-from jaxrnn import Array, Key, Layer, Params, TrainState, init_train_state, train_steps
+from jaxrnn import Array, Key, Params, TrainState, init_train_state, train_steps
 from jaxrnn.sharding import replicate, shard_train_step
 from jaxrnn.training import MakeBatch, TrainStep
 
@@ -74,13 +74,13 @@ class _Run(NamedTuple):
 
 
 def start_networks(
-    network: Layer,
+    network: Any,
     optimizer: optax.GradientTransformation,
     config: TrainConfig,
     batch_shape: tuple[int, ...] | None = None,
 ) -> TrainState:
-    """The states [S, ...] before training; with a `batch_shape` they carry recurrent states of that
-    batch shape."""
+    """The states [S, ...] before training of a `Layer`, or of anything with an `init`; with a
+    `batch_shape` they carry the layer's states of that batch shape."""
     keys = jax.random.split(jax.random.key(config.seed), (2, config.seeds))
 
     def start(key_params: Key, key_run: Key) -> TrainState:
@@ -275,6 +275,11 @@ def _digest(inputs: Any) -> np.ndarray:
         digest.update(f"{array.dtype}{array.shape}".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return np.frombuffer(digest.digest(), np.uint8)
+
+
+def choose_best(trained: Trained) -> Params:
+    """The parameters of the network with the best validation."""
+    return jax.tree.map(lambda leaf: leaf[np.argmin(trained.validation)], trained.params)
 
 
 def record(trained: Trained) -> Mapping[str, Any]:

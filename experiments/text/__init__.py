@@ -16,7 +16,6 @@ back-propagation through time). A tenth is for validation.
 from __future__ import annotations
 
 import functools
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -30,11 +29,20 @@ from pydantic import Field
 
 from experiments.data.characters import Text, encode, encode_with, measure_counts, read_library
 from experiments.data.files import read_text
-from experiments.shared.findings import Data, Finding, Result, describe_seeds
+from experiments.shared.findings import Data, Result, describe_seeds
 from experiments.shared.model_files import load_networks, read_inputs, save_networks
 from experiments.shared.options import Fraction, InputError, Positive, PositiveFloat, TrainConfig
 from experiments.shared.output import Tick, within
-from experiments.shared.training import Task, record, start_networks, train, warm_up_and_cool_down
+from experiments.shared.training import (
+    Task,
+    choose_best,
+    record,
+    start_networks,
+    train,
+    warm_up_and_cool_down,
+)
+from experiments.text.adaptation import RATES, STREAMS, choose_rate, measure_adapted
+from experiments.text.findings import count_words, judge, show_sample
 from jaxrnn import (
     Array,
     Key,
@@ -49,7 +57,6 @@ from jaxrnn import (
     truncate_train_step,
 )
 
-_TARGET = 1.60  # nats per character
 _TEST_STREAMS = 16
 PAGE = (80, 8)  # columns and lines of the held-out text in the figure
 
@@ -59,7 +66,7 @@ class Config(TrainConfig):
     """The options of `text`."""
 
     with_source: ClassVar[frozenset[str]] = frozenset(
-        ("text", "prompt", "temperature", "sample_size", "samples")
+        ("text", "prompt", "temperature", "sample_size", "samples", "adapt")
     )
 
     text: Path | None = None
@@ -85,6 +92,8 @@ class Config(TrainConfig):
     """Passes from one validation to the next."""
     patience: Positive = 3
     """Validations without a new best after which a network stops."""
+    adapt: bool = False
+    """Whether networks also go on learning from the text that they have just predicted."""
     prompt: str | None = None
     """The beginning that samples continue; by default the end of the validation text."""
     temperature: PositiveFloat = 0.7
@@ -97,10 +106,12 @@ class Config(TrainConfig):
 
 @dataclass(frozen=True)
 class TextInputs:
-    """What the networks read: places in an alphabet; and what samples continue by default."""
+    """What the networks read: places in an alphabet; what samples continue by default; and the
+    learning rate of networks that go on learning."""
 
     alphabet: str
     prompt: str
+    rate: float
 
 
 def run(config: Config, progress: Tick) -> Result:
@@ -114,21 +125,26 @@ def run(config: Config, progress: Tick) -> Result:
     task, start = _make_task(config, text, splits, network)
     trained = train(task, start, config, within(progress, 0.0, 0.95, ""))
     progress(0.95, "testing and sampling")
+    rate = RATES[0]
+    if config.adapt:
+        validation = _cut(text.codes[splits[0] : splits[1]], STREAMS)
+        rate = choose_rate(network, trained.params, *validation)
     kept = {"network": (network, trained.params, trained.validation)}
-    save_networks(config, "text", TextInputs(text.alphabet, default), kept)
-    best = jax.tree.map(lambda leaf: leaf[np.argmin(trained.validation)], trained.params)
+    save_networks(config, "text", TextInputs(text.alphabet, default, rate), kept)
+    best = choose_best(trained)
     inputs, targets = _cut(text.codes[splits[1] :], _TEST_STREAMS)
     samples = _sample(config, network, best, prompt, text.alphabet)
     data: Data = {
         "text": {"name": text.name, "characters": len(text.codes), "alphabet": text.alphabet},
         "network": {**record(trained), "test": _test(network, trained.params, inputs, targets)},
+        "adapted": _adapt(config, network, trained.params, text.codes[splits[1] :], rate),
         "counts": measure_counts(text.codes, splits[1], splits[1], len(text.alphabet)),
         "prompt": _decode(text.alphabet, prompt),
         "samples": samples,
-        "words": _count_words(samples, _decode(text.alphabet, text.codes[: splits[0]])),
+        "words": count_words(samples, _decode(text.alphabet, text.codes[: splits[0]])),
         "held_out": _read_held_out(text, network, best, splits[1]),
     }
-    return Result(data, _judge(data), _show_sample(data))
+    return Result(data, judge(data), show_sample(data))
 
 
 def _use(config: Config, source: Path, progress: Tick) -> Result:
@@ -143,7 +159,7 @@ def _use(config: Config, source: Path, progress: Tick) -> Result:
         "prompt": _decode(inputs.alphabet, prompt),
         "samples": _sample(config, network, best, prompt, inputs.alphabet),
     }
-    said = _show_sample(data)
+    said = show_sample(data)
     if config.text is not None:
         progress(0.6, "predicting")
         text = encode_with(str(config.text), read_text(config.text), inputs.alphabet)
@@ -154,8 +170,11 @@ def _use(config: Config, source: Path, progress: Tick) -> Result:
             )
         nats = _test(network, params, *_cut(text.codes, _TEST_STREAMS))
         data |= {"text": {"name": config.text.name}, "network": {"test": nats}}
+        data["adapted"] = _adapt(config, network, params, text.codes, inputs.rate)
         data["held_out"] = _read_held_out(text, network, best, 0)
-        said = f"{text.name}: {describe_seeds(nats)} nats per character\n\n{said}"
+        adapted = data["adapted"]
+        learning = "" if adapted is None else f", {describe_seeds(adapted)} learning as it goes"
+        said = f"{text.name}: {describe_seeds(nats)} nats per character{learning}\n\n{said}"
     return Result(data, [], said)
 
 
@@ -258,6 +277,15 @@ def _test(network: Layer, params: Params, inputs: Array, targets: Array) -> Arra
     return lax.map(one, params)
 
 
+def _adapt(
+    config: Config, network: Layer, params: Params, codes: np.ndarray, rate: float
+) -> np.ndarray | None:
+    """Nats per character [S] of networks that learn as they go, if they should."""
+    if not config.adapt:
+        return None
+    return np.asarray(measure_adapted(network, params, *_cut(codes, STREAMS), rate))
+
+
 def _sample(
     config: Config, network: Layer, params: Params, prompt: np.ndarray, alphabet: str
 ) -> list[str]:
@@ -286,52 +314,3 @@ def _read_held_out(text: Text, network: Layer, params: Params, start: int) -> Da
     logits = network.unroll(params, None, jnp.asarray(codes[:-1]))[1]
     nats = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.asarray(codes[1:]))
     return {"text": _decode(text.alphabet, codes[1:]), "nats": np.asarray(nats)}
-
-
-def _count_words(samples: list[str], text: str) -> Data:
-    """How many words of three letters or more are sampled, and how many of them the text has."""
-    known = set(_find_words(text))
-    words = [word for sample in samples for word in _find_words(sample)]
-    return {"sampled": len(words), "known": sum(word in known for word in words)}
-
-
-def _find_words(text: str) -> list[str]:
-    return re.findall(r"[^\W\d_]{3,}", text.lower())
-
-
-# The table
-
-
-def _judge(data: Data) -> list[Finding]:
-    nats, counts, words = data["network"]["test"], data["counts"], data["words"]
-    mean = float(np.mean(nats))
-    simple = ", ".join(f"{name} {value / np.log(2):.3f}" for name, value in counts.items())
-    return [
-        Finding(
-            "counts",
-            f"The network predicts {data['text']['name']} better than counts of contexts.",
-            "its nats per character on the last tenth are fewer than those of counts of "
-            "two-character contexts",
-            f"{describe_seeds(np.asarray(nats) / np.log(2))} bits; {simple}",
-            mean < counts["order 2"],
-        ),
-        Finding(
-            "target",
-            f"It needs less than {_TARGET:.2f} nats per character.",
-            "so on the last tenth (the target is meant for a million characters of English)",
-            f"{describe_seeds(nats)} nats; on validation "
-            f"{describe_seeds(data['network']['validation'])}",
-            mean < _TARGET,
-        ),
-        Finding(
-            "words",
-            "What it writes consists of words.",
-            "80 % of its words of three letters or more occur in the training text",
-            f"{words['known']} of {words['sampled']}",
-            words["known"] >= 0.8 * words["sampled"] > 0,
-        ),
-    ]
-
-
-def _show_sample(data: Data) -> str:
-    return f"A sample, from the prompt {data['prompt']!r}:\n\n{data['samples'][0]}"

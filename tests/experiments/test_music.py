@@ -5,10 +5,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.data.piano_rolls import KEYS, PianoRolls
+from experiments.data.midi import read_midi, write_midi
+from experiments.data.piano_rolls import KEYS, PianoRolls, shift_keys
+from experiments.music import joint, networks, sampling
+from experiments.music.joint import (
+    begin_with_silence,
+    joint_network,
+    sample_jointly,
+    score_joint_batch,
+    score_joint_networks,
+    score_joint_pieces,
+)
 from experiments.music.networks import drop_connect, plain_network, sharing_network
 from experiments.music.pieces import arrange_pieces, draw_batch, pack_pieces
+from experiments.music.sampling import continue_roll
 from experiments.music.scoring import score_markov, score_pieces
+from experiments.shared.options import InputError
 
 pytestmark = pytest.mark.usefixtures("as_on_the_command_line")
 
@@ -72,7 +84,7 @@ def test_the_readout_moves_with_the_keys_where_the_network_says_nothing():
 
 
 def test_dropped_recurrent_weights_are_zero_and_the_others_keep_their_mean():
-    params = sharing_network(100, 1, 0.0, 0.0).init(jax.random.key(0))
+    params, _ = sharing_network(100, 1, 0.0, 0.0).init(jax.random.key(0))
     dropped = drop_connect(params, 0.25, jax.random.key(1))
     changed = [
         (got, expected)
@@ -128,3 +140,159 @@ def test_markov_and_marginal_scores_are_those_of_a_loop_over_keys():
                     total -= np.log(p[int(condition(a))] if b else 1 - p[int(condition(a))])
         frames = sum(len(roll) - 1 for roll in rolls.test)
         assert score_markov(rolls, condition) == pytest.approx(total / frames, rel=1e-10)
+
+
+# A frame's keys one after another
+
+
+def draw_joint(key=0):
+    network = joint_network(6, 1, 0.0, 0.0, 5)
+    params = network.init(jax.random.key(key))
+    keys = iter(jax.random.split(jax.random.key(1), 99))
+    return network, jax.tree.map(
+        lambda leaf: leaf + 0.3 * jax.random.normal(next(keys), leaf.shape), params
+    )
+
+
+def few_keys(monkeypatch, count):
+    """A piano of a few keys, all of whose frames can be listed."""
+    for module in (joint, networks):
+        monkeypatch.setattr(module, "KEYS", count)
+    classes = np.asarray(np.arange(count)[:, None] % 12 == np.arange(12), np.float32)
+    monkeypatch.setattr(networks, "_CLASSES", classes)
+
+
+def test_the_probabilities_of_all_frames_sum_to_one(monkeypatch):
+    few_keys(monkeypatch, 6)
+    network, params = draw_joint()
+    frames = np.array(list(np.ndindex(*[2] * 6)), np.uint8)  # [64, 6]
+    channels = jax.random.normal(jax.random.key(2), (6, joint._CHANNELS))
+    channels = jnp.broadcast_to(channels, (64, *channels.shape))
+    before = jnp.broadcast_to(jnp.asarray(frames[37]), frames.shape)
+    logits = network.score(params, channels, before, jnp.asarray(frames))
+    nats = np.asarray(joint._sum_nats(logits, jnp.asarray(frames)), np.float64)
+    assert np.exp(-nats).sum() == pytest.approx(1, rel=1e-5)
+    independent = np.prod([np.exp(-nats)[frames[:, k] == 1].sum() for k in range(6)])
+    assert np.exp(-nats)[-1] != pytest.approx(independent, rel=1e-2)  # all keys sound
+
+
+def test_frames_are_drawn_as_often_as_their_probability_says(monkeypatch):
+    few_keys(monkeypatch, 3)
+    network, params = draw_joint()
+    count = 20_000
+    channels = jax.random.normal(jax.random.key(2), (3, joint._CHANNELS))
+    channels = jnp.broadcast_to(channels, (count, *channels.shape))
+    before = jnp.broadcast_to(jnp.array([1, 0, 1], jnp.uint8), (count, 3))
+    drawn = np.asarray(network.draw(params, channels, before, jax.random.key(3)))
+    frames = np.array(list(np.ndindex(2, 2, 2)), np.uint8)
+    logits = network.score(params, channels[:8], before[:8], jnp.asarray(frames))
+    expected = np.exp(-np.asarray(joint._sum_nats(logits, jnp.asarray(frames)), np.float64))
+    got = np.bincount(drawn @ np.array([4, 2, 1]), minlength=8) / count
+    np.testing.assert_allclose(got, expected, atol=5 * np.sqrt(expected.max() / count))
+
+
+def test_a_key_depends_on_the_keys_below_it_alone():
+    network, params = draw_joint()
+    channels = jnp.zeros((KEYS, joint._CHANNELS))
+    frame = jnp.zeros(KEYS, jnp.uint8)
+    logits = network.score(params, channels, frame, frame)
+    changed = network.score(params, channels, frame, frame.at[40].set(1))
+    np.testing.assert_array_equal(changed[:41], logits[:41])
+    assert (changed[41:57] != logits[41:57]).all()
+
+
+def test_the_joint_figures_are_those_of_each_piece_behind_an_empty_frame():
+    network, params = draw_joint()
+    rolls = draw_rolls()
+    silent = begin_with_silence(PianoRolls("drawn", rolls, rolls, rolls))
+    pieces = pack_pieces(silent.test)
+    whole, after_first = score_joint_pieces(network, params, pieces)
+    nats = []
+    for roll in rolls:
+        xs = jnp.asarray(np.concatenate([np.zeros_like(roll[:1]), roll]))
+        channels = network.unroll(params, (xs[:-1], None, None), None)
+        logits = network.score(params, channels, xs[:-1], xs[1:])
+        p = 1 / (1 + np.exp(-np.asarray(logits, np.float64)))
+        nats.append(-np.log(np.where(roll == 1, p, 1 - p)).sum(axis=1))
+    assert float(whole) == pytest.approx(np.concatenate(nats).mean(), rel=1e-5)
+    rest = np.concatenate([one[1:] for one in nats])
+    assert float(after_first) == pytest.approx(rest.mean(), rel=1e-5)
+    several = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), params)
+    singles, ensemble = score_joint_networks(network, several, pieces)
+    np.testing.assert_allclose(singles, [[whole, after_first]] * 2, rtol=1e-5)
+    np.testing.assert_allclose(ensemble, [whole, after_first], rtol=1e-5)
+
+
+def test_a_batch_is_scored_as_its_frames_one_by_one():
+    network, params = draw_joint()
+    rolls = draw_rolls(lengths=(9, 9))
+    frames = jnp.asarray(np.stack(rolls, axis=1))
+    mask = jnp.ones((9, 2), bool).at[6:, 1].set(False)
+    got = score_joint_batch(network, params, (frames, mask), None)
+    pieces = pack_pieces([rolls[0], rolls[1][:6]])
+    logits = joint._predict(network, params, pieces)
+    nats = joint._sum_nats(logits, pieces.following)
+    assert float(got) == pytest.approx(float(nats[pieces.scored].mean()), rel=1e-5)
+
+
+def test_samples_continue_the_opening_and_the_same_key_draws_the_same(key):
+    network, params = draw_joint()
+    opening = jnp.asarray(np.stack(draw_rolls(lengths=(5, 5)), axis=1))
+    one = sample_jointly(network, 4, params, opening, key)
+    assert one.shape == (4, 2, KEYS)
+    assert set(np.unique(one)) <= {0, 1}
+    np.testing.assert_array_equal(one, sample_jointly(network, 4, params, opening, key))
+    assert (one != sample_jointly(network, 4, params, opening, jax.random.key(9))).any()
+
+
+@pytest.mark.parametrize("shift", [-4, 0, 3])
+def test_an_opening_in_another_key_is_continued_in_its_own(monkeypatch, shift, key):
+    network, params = draw_joint()
+    roll = np.zeros((6, KEYS), np.uint8)
+    roll[:, [40, 44, 47]] = 1
+    asked = []
+
+    def likes_the_key_of_40(network, params, batch, none):
+        frames = np.asarray(batch[0])
+        return jnp.float32(abs(int(np.flatnonzero(frames[1, 0])[0]) - 40))
+
+    monkeypatch.setattr(sampling, "_score", likes_the_key_of_40)
+
+    def repeat(network, count, params, openings, key):
+        asked.append(np.asarray(openings))
+        return np.repeat(np.asarray(openings)[-1:], count, axis=0)
+
+    monkeypatch.setattr(sampling, "sample_jointly", repeat)
+    moved = shift_keys(roll, shift)
+    samples, raised = continue_roll(network, params, moved, 2, 4, 9, key)
+    assert raised == -shift
+    np.testing.assert_array_equal(asked[0][:, 0], roll[:4])
+    assert samples["sampled"] == [[[61 + shift, 65 + shift, 68 + shift]] * 9] * 2
+
+
+# MIDI
+
+
+def test_a_roll_written_as_midi_is_read_again(tmp_path):
+    pytest.importorskip("mido")
+    roll = draw_rolls(lengths=(12,))[0]
+    roll[0, 30] = roll[-1, 31] = 1
+    write_midi(tmp_path / "roll.mid", roll)
+    np.testing.assert_array_equal(read_midi(tmp_path / "roll.mid"), roll)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"not MIDI", "is not a MIDI file"),
+        (b"MThd\0\0\0\6\0\0\0\1\0\x60", "is not a MIDI file|has no note"),
+        (b"MThd\0\0\0\6\0\0\0\1\0\x60MTrk\0\0\0\4\0\xff\x2f\0", "has no note"),
+    ],
+)
+def test_a_file_that_is_not_midi_or_has_no_note_is_refused(tmp_path, content, message):
+    pytest.importorskip("mido")
+    path = tmp_path / "some.mid"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        read_midi(path)

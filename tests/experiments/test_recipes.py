@@ -26,7 +26,7 @@ RECIPES = re.findall(
 def test_a_kept_network_is_loaded_into_a_script_of_one_s_own(tmp_path, monkeypatch, key):
     monkeypatch.chdir(tmp_path)
     config = text.Config(hidden_size=4, embedding_size=3, folder=Path("RUN"))
-    inputs = text.TextInputs("abcd", "ab")
+    inputs = text.TextInputs("abcd", "ab", 0.1)
     network = text._network(config, inputs.alphabet)
     params = jax.vmap(network.init)(jax.random.split(key, 1))
     save_networks(config, "text", inputs, {"network": (network, params, np.zeros(1))})

@@ -13,6 +13,7 @@ import pytest
 from experiments import text
 from experiments.data.characters import encode, encode_with, measure_counts
 from experiments.shared.options import InputError
+from experiments.text import adaptation, findings
 from tests.support import oracle
 
 pytestmark = pytest.mark.usefixtures("as_on_the_command_line")
@@ -198,6 +199,30 @@ def test_a_run_reports_the_nats_of_each_part_of_the_text_for_its_networks(tmp_pa
     assert [len(sample) for sample in data["samples"]] == [12, 12, 12]
 
 
+def test_adapted_nats_are_those_of_windows_each_predicted_before_it_is_learned_from():
+    encoded, network, params = draw_network()
+    inputs, targets = text._cut(encoded.codes, 2)
+    several = jax.tree.map(lambda leaf: leaf[None], params)
+    got = adaptation.measure_adapted(network, several, inputs, targets, 0.3)
+
+    def loss(params, state, part):
+        state, logits = network.unroll(params, state, inputs[part])
+        return text._mean_nats(logits, targets[part]), state
+
+    state, total = None, 0.0
+    for start in range(0, len(inputs), 20):
+        part = slice(start, min(start + 20, len(inputs)))
+        (nats, state), gradient = jax.value_and_grad(loss, has_aux=True)(params, state, part)
+        norm = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(gradient)))
+        scale = 0.3 / max(norm, 1.0)
+        params = jax.tree.map(lambda p, g, scale=scale: p - scale * g, params, gradient)
+        total += float(nats) * (part.stop - part.start)
+    assert float(got[0]) == pytest.approx(total / len(inputs), rel=1e-4)
+    # The text repeats itself, which a network that learns as it goes makes use of.
+    assert got[0] < text._test(network, several, inputs, targets)[0] - 0.1
+    assert adaptation.choose_rate(network, several, inputs, targets) in adaptation.RATES
+
+
 # Samples
 
 
@@ -232,13 +257,14 @@ def test_characters_are_sampled_as_often_as_the_softmax_at_the_temperature_says(
 
 def test_words_of_three_letters_or_more_are_counted_and_looked_up():
     samples = ["The cat7sat_on zzz", "at CAT"]
-    assert text._count_words(samples, "the Cat sat on") == {"sampled": 5, "known": 4}
+    assert findings.count_words(samples, "the Cat sat on") == {"sampled": 5, "known": 4}
 
 
 # The table
 
 GOOD = {
     "text": {"name": "book"},
+    "adapted": np.array([1.4, 1.5]),
     "network": {"test": np.array([1.5, 1.6]), "validation": np.array([1.5, 1.5])},
     "counts": {"unigram": 3.0, "order 1": 2.5, "order 2": 2.0},
     "words": {"sampled": 10, "known": 8},
@@ -257,9 +283,17 @@ GOOD = {
 )
 def test_a_finding_is_refuted_by_its_own_measurement_alone(part, name, value, refuted):
     data = GOOD | {part: GOOD[part] | {name: value}}
-    assert {finding.name for finding in text._judge(data) if not finding.holds} == refuted
+    assert {finding.name for finding in findings.judge(data) if not finding.holds} == refuted
+
+
+def test_learning_as_it_goes_is_judged_by_its_gain_and_not_at_all_where_it_was_not_asked_for():
+    for adapted, refuted in ((1.55, {"adapted"}), (1.5, set())):
+        found = findings.judge(GOOD | {"adapted": np.array([adapted])})
+        assert {finding.name for finding in found if not finding.holds} == refuted
+    names = {finding.name for finding in findings.judge(GOOD | {"adapted": None})}
+    assert names == {"counts", "target", "words"}
 
 
 def test_a_sample_without_words_does_not_consist_of_words():
     data = GOOD | {"words": {"sampled": 0, "known": 0}}
-    assert {finding.name for finding in text._judge(data) if not finding.holds} == {"words"}
+    assert {finding.name for finding in findings.judge(data) if not finding.holds} == {"words"}

@@ -24,7 +24,7 @@ from jaxrnn.interop.safetensors import save_params
 
 pytestmark = pytest.mark.usefixtures("as_on_the_command_line")
 
-INPUTS = text.TextInputs("abc", "ab")
+INPUTS = text.TextInputs("abc", "ab", 0.1)
 CONFIG = text.Config(hidden_size=4, embedding_size=3, seeds=3, temperature=0.5)
 NETWORK = text._network(CONFIG, INPUTS.alphabet)
 
