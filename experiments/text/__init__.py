@@ -10,7 +10,8 @@ Without `--text FILE` the corpus is one found on every machine: a million charac
 of Python's standard library, its modules in alphabetical order. (They differ from one version of
 Python to another, and so do the results.) Eight tenths are trained on, many streams at once: the
 state is carried through a stream, and the gradient is cut after each window (truncated
-back-propagation through time). A tenth is for validation.
+back-propagation through time). A tenth is for validation. With `--adapt` networks are also tested
+while they go on learning from what they have just predicted.
 """
 
 from __future__ import annotations
