@@ -5,8 +5,9 @@ plainly trained layer of 150 units; an ensemble of such networks predicts better
 predict better than models without a network. A second vanilla network that runs over the keys of
 each frame predicts far better than any of them, and writes chords. Refuted by the negative
 log-likelihood per frame, in nats, summed over the 88 keys: frame t + 1 is predicted from the frames
-up to t, and the mean is over all frames of all pieces but the first of each. Source: Boulanger-Lewandowski, Bengio & Vincent 2012,
-"Modeling temporal dependencies in high-dimensional sequences" (which scores first frames, too).
+up to t, and the mean is over all frames of all pieces but the first of each. Source:
+Boulanger-Lewandowski, Bengio & Vincent 2012, "Modeling temporal dependencies in high-dimensional
+sequences" (which scores first frames, too).
 
 By default the pieces are the chorales by Bach that music21 includes (experiments/data/
 piano_rolls.py says how they are split and transposed). `--data FILE.mat` reads the field's standard
