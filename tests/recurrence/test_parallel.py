@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import re
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ import jaxrnn
 from jaxrnn import Parallel, diagnostics
 from jaxrnn.host import use_cpu_devices
 from jaxrnn.recurrence import side_by_side
+from jaxrnn.recurrence.parallel import choose_num_chunks
 from tests.support.checks import assert_close, draw_marks, draw_rnn, random_like
 from tests.support.processes import PATIENCE, run_alone, run_together
 
@@ -172,6 +174,40 @@ def test_a_sequence_shorter_than_its_chunks_is_run(key, steps):
     got = with_gradients(jaxrnn.unroll, parallel=Parallel(5))(arguments, marks, cotangents)
     expected = with_gradients(jaxrnn.unroll_plain)(arguments, marks, cotangents)
     assert_close(got, expected, length=steps * 2)
+
+
+@pytest.mark.parametrize(
+    ("backend", "batch", "units", "steps", "expected"),
+    [
+        ("cpu", (), 64, 9600, 1),
+        ("cpu", (), 65, 9600, 16),
+        ("cpu", (1, 1), 128, 9600, 16),
+        ("cpu", (2,), 256, 9600, 1),
+        ("cpu", (4,), 512, 9600, 16),
+        ("cpu", (5,), 512, 9600, 1),
+        ("cpu", (), 128, 500, 5),
+        ("cpu", (), 128, 63, 1),
+        ("gpu", (), 64, 100_000, 250),  # a divisor near T / 256
+        ("gpu", (32,), 512, 9600, 32),
+        ("gpu", (), 64, 255, 1),
+    ],
+)
+def test_the_number_of_chunks_follows_the_platform_the_batch_and_the_width(
+    monkeypatch, backend, batch, units, steps, expected
+):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    h0 = jax.ShapeDtypeStruct((*batch, units), jnp.float32)
+    assert choose_num_chunks(Parallel(), steps, h0) == expected
+    assert choose_num_chunks(Parallel(3), steps, h0) == 3
+
+
+def test_where_one_chunk_is_chosen_the_program_is_the_one_without_the_option(key):
+    arguments, _, _ = draw(key, 640, (), FORGETS)
+    texts = [
+        str(jax.make_jaxpr(functools.partial(jaxrnn.unroll, parallel=parallel))(*arguments))
+        for parallel in (None, Parallel())
+    ]
+    assert re.sub("0x[0-9a-f]+", "", texts[0]) == re.sub("0x[0-9a-f]+", "", texts[1])
 
 
 # Over devices: a process has a fixed number of them
