@@ -157,16 +157,16 @@ def _difference_once(values: np.ndarray, form: Form) -> np.ndarray:
 
 def _follow_season(changes: np.ndarray, form: Form, season: int) -> np.ndarray:
     """What each row [T + season] is the difference from: its season's average so far."""
-    reference = np.zeros(len(changes) + season)
     if not form.seasonal:
-        return reference
-    reference[: season + form.differences] = np.nan
-    for row in range(form.differences, len(changes)):
-        seen = (row - form.differences) // season + 1
-        weight = max(form.seasonal, 1 / seen)
-        before = reference[row] if seen > 1 else 0.0
-        reference[row + season] = before + weight * (changes[row] - before)
-    return reference
+        return np.zeros(len(changes) + season)
+    own = changes[form.differences :]
+    seasons = np.pad(own, (0, -len(own) % season)).reshape(-1, season)
+    averages = [seasons[0]]
+    for count, values in enumerate(seasons[1:], start=2):
+        weight = max(form.seasonal, 1 / count)
+        averages.append(averages[-1] + weight * (values - averages[-1]))
+    unknown = np.full(season + form.differences, np.nan)
+    return np.concatenate([unknown, *averages])[: len(changes) + season]
 
 
 def _list_forms(season: int, transforms: tuple[Transform, ...]) -> list[Form]:
