@@ -337,7 +337,8 @@ def run_small(folder, *options):
     return main(("memory", "--folder", str(folder), *sizes, *options))
 
 
-FILES = {"config.json", "metrics.json", "findings.csv", "memory.png", "reaches.png", "lengths.png"}
+FIGURES = {"memory.png", "reaches.png", "lengths.png"}
+FILES = {"config.json", "metrics.json", "findings.csv", "report.html"} | FIGURES
 
 
 def test_a_small_run_writes_its_figures_and_its_measurements(tmp_path, monkeypatch):
