@@ -28,7 +28,7 @@ from pydantic import Field
 from experiments.data.bouncing_balls import PIXELS, SIDE, draw_tracks, render
 from experiments.shared.findings import Data, Finding, Result, describe_seeds
 from experiments.shared.model_files import load_networks, read_inputs, save_networks
-from experiments.shared.options import Positive, PositiveFloat, TrainConfig
+from experiments.shared.options import InputError, Positive, PositiveFloat, TrainConfig
 from experiments.shared.output import Tick, within
 from experiments.shared.training import (
     Task,
@@ -103,28 +103,27 @@ def run(config: Config, progress: Tick) -> Result:
     kept = {name: (network, result.params, result.validation) for name, result in trained.items()}
     save_networks(config, "movies", FrameInputs(SIDE), kept)
     progress(0.98, "testing")
-    data = _test(config, network, {name: result.params for name, result in trained.items()})
+    params = {name: result.params for name, result in trained.items()}
+    data = _test(config, network, params, choose_best(trained["fresh"]))
     for name, result in trained.items():
         data["networks"][name] |= record(result)
-    frames = render(_draw(config, "test", config.test_videos))
-    data["movie"] = _film(network, choose_best(trained["fresh"]), frames)
     return Result(data, _judge(data))
 
 
 def _use(config: Config, source: Path, network: Layer, progress: Tick) -> Result:
     """Test the networks of another run on videos of this one's seed."""
-    read_inputs(source, FrameInputs)
+    side = read_inputs(source, FrameInputs).side
+    if side != SIDE:
+        raise InputError(f"{source}: the networks read frames of side {side}, expected {SIDE}")
     params = {name: load_networks(source, name, network) for name in _TARGETS}
     progress(0.5, "testing")
-    data = _test(config, network, params)
-    frames = render(_draw(config, "test", config.test_videos))
     best = jax.tree.map(lambda leaf: leaf[0], params["fresh"])
-    data["movie"] = _film(network, best, frames)
+    data = _test(config, network, params, best)
     return Result(data, _judge(data))
 
 
-def _test(config: Config, network: Layer, params: dict[str, Params]) -> Data:
-    """The errors of each network on the test videos, and of what needs none."""
+def _test(config: Config, network: Layer, params: dict[str, Params], best: Params) -> Data:
+    """The errors of each network on the test videos, and of what needs none; a film of the best."""
     frames = render(_draw(config, "test", config.test_videos))
     return {
         "networks": {
@@ -136,6 +135,7 @@ def _test(config: Config, network: Layer, params: dict[str, Params]) -> Data:
         },
         "baselines": _measure_baselines(frames),
         "alone_from": _ALONE_FROM,
+        "movie": _film(network, best, frames),
     }
 
 

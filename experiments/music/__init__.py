@@ -165,14 +165,14 @@ def run(config: Config, progress: Tick) -> Result:
             f"{config.primed}"
         )
     import_extra("mido")  # fails now rather than after the training
-    joint = _joint_network(config)
+    sizes = config.hidden_size, config.layers, config.dropout, config.input_dropout
+    joint = joint_network(*sizes, config.keys_size)
     if config.source is not None:
         return _use(config, config.source, joint)
     if config.prime is not None:
         raise InputError("--prime is what networks continue that --from names")
     rolls = _read(config, within(progress, 0.0, 0.05, "data"))
     pieces, silent = arrange_pieces(rolls), arrange_pieces(begin_with_silence(rolls))
-    sizes = config.hidden_size, config.layers, config.dropout, config.input_dropout
     network, plain = sharing_network(*sizes), plain_network()
     task, start = _make_task(config, pieces, network)
     trained = train(task, start, config, within(progress, 0.05, 0.3, "network"))
@@ -197,16 +197,6 @@ def run(config: Config, progress: Tick) -> Result:
         **_sample(config, rolls, (network, choose_best(trained)), (joint, choose_best(jointly))),
     }
     return Result(data, judge(data))
-
-
-def _joint_network(config: Config) -> JointNetwork:
-    return joint_network(
-        config.hidden_size,
-        config.layers,
-        config.dropout,
-        config.input_dropout,
-        config.keys_size,
-    )
 
 
 def _keep(
@@ -254,6 +244,11 @@ def _sample(
 def _use(config: Config, source: Path, network: JointNetwork) -> Result:
     """Continue a MIDI file, or else an opening of a test piece, with networks of another run."""
     inputs = read_inputs(source, RollInputs)
+    pitches = {pitch for sounding in inputs.opening for pitch in sounding}
+    if (inputs.keys, inputs.lowest) != (KEYS, LOWEST) or pitches - set(
+        range(LOWEST, LOWEST + KEYS)
+    ):
+        raise InputError(f"{source}: the networks read other keys than {KEYS} from {LOWEST} up")
     params = JointParams(
         *(
             jax.tree.map(lambda leaf: leaf[0], load_networks(source, f"joint-{part}", layer))
