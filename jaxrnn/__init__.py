@@ -21,7 +21,7 @@ from jaxrnn.layers import (
     stack,
     vanilla_rnn,
 )
-from jaxrnn.params import RNNParams
+from jaxrnn.params import LowRank, RNNParams
 from jaxrnn.recurrence import Parallel, unroll, unroll_plain
 from jaxrnn.sequences import (
     PackedSequences,
@@ -55,6 +55,7 @@ __all__ = [
     "Inputs",
     "Key",
     "Layer",
+    "LowRank",
     "NonFiniteError",
     "PackedSequences",
     "Parallel",

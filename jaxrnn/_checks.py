@@ -147,6 +147,27 @@ def check_positive(name: str, value: Any) -> float | Array:
     return number
 
 
+def check_per_unit(name: str, value: Any, units: int, within: str) -> Array:
+    """Return a number for all units, or an array of one per unit, in floating point. What is known
+    of it must be `within` an interval, as "(0, 1]"."""
+    array = as_array(name, value)
+    sizes = f"[] or [{units}]"
+    if array.shape not in ((), (units,)) or not any(
+        jnp.issubdtype(array.dtype, kind) for kind in (jnp.floating, jnp.integer)
+    ):
+        raise ValueError(
+            f"{name} has dtype {array.dtype} and shape {array.shape}, expected numbers {sizes}"
+        )
+    if not isinstance(array, jax.core.Tracer):
+        low, high = (float(bound) for bound in within[1:-1].split(","))
+        entries = np.asarray(array, float)
+        above = entries >= low if within[0] == "[" else entries > low
+        below = entries <= high if within[-1] == "]" else entries < high
+        if not np.all(above & below):
+            raise ValueError(f"{name} is {value}, expected numbers in {within}, {sizes}")
+    return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(float)
+
+
 def _as_number(name: str, value: Any, expected: str) -> float | Array:
     """A real number as a float; a traced scalar, whose value is not known yet, as it is."""
     if isinstance(value, (jax.Array, np.ndarray)):

@@ -1,7 +1,7 @@
 """Parameters of the vanilla network: their checks, their dtype, and the initial state."""
 
-from __future__ import annotations
-
+# Without `from __future__ import annotations`, for which pdoc cannot show the fields of NamedTuples
+# (https://github.com/mitmproxy/pdoc/issues/765).
 import functools
 import operator
 from typing import Any, NamedTuple
@@ -17,24 +17,66 @@ from jaxrnn._checks import (
     check_floating,
     check_function,
     check_key,
+    check_per_unit,
     check_shape,
 )
+from jaxrnn._products import product
 from jaxrnn._types import Activation, Array, Initializer, Key, Shape, accumulation_dtype
 
 
-class RNNParams(NamedTuple):
-    """Parameters of one layer, stored as in the formula ``h = f(W h + U x + b)``.
+class LowRank(NamedTuple):
+    """A recurrent matrix of low rank, ``W = m n^T``, which multiplies as two thin ones.
 
-    w_ih: U [H, D], input to hidden.
-    w_hh: W [H, H], hidden to hidden.
-    b:    [H], or None for a layer without a bias.
-    h0:   [H] or None, the learned initial state; None means zeros.
+    Source: Mastrogiuseppe & Ostojic 2018, "Linking connectivity, dynamics, and computations in
+    low-rank recurrent neural networks".
     """
 
+    m: Array
+    """[H, R]."""
+
+    n: Array
+    """[H, R]."""
+
+    def multiply(self, h: Array) -> Array:
+        """``W h`` for h [..., H]."""
+        return product(product(h, self.n, axis=0).astype(h.dtype), self.m)
+
+    def dense(self) -> Array:
+        """W, [H, H]."""
+        return product(self.m, self.n).astype(self.m.dtype)
+
+
+class RNNParams(NamedTuple):
+    """Parameters of one layer, stored as in the formula ``h = f(W h + U x + b)``."""
+
     w_ih: Array
-    w_hh: Array
+    """U [H, D], input to hidden."""
+
+    w_hh: Any
+    """W [H, H], hidden to hidden: an array, or `LowRank`."""
+
     b: Array | None = None
+    """[H], or None for a layer without a bias."""
+
     h0: Array | None = None
+    """[H] or None, the learned initial state; None means zeros."""
+
+    leak: Array | None = None
+    """[] or [H], the logit of a learned leak (see `step`); None for none."""
+
+
+class Cell(NamedTuple):
+    """What a call makes of `RNNParams` and its options: arrays of one dtype."""
+
+    w_ih: Array
+    w_hh: Any
+    b: Array | None
+    h0: Array | None
+    leak: Array | None
+    """a itself, [] or [H]."""
+
+    noise: Array | None
+    """The standard deviation of the noise inside f, [] or [H]."""
 
 
 def check_params(params: Any) -> RNNParams:
@@ -43,17 +85,30 @@ def check_params(params: Any) -> RNNParams:
         raise TypeError(f"params is a {type(params).__name__}, expected RNNParams")
     for name, leaf in params._asdict().items():
         if leaf is not None or name.startswith("w_"):
-            params = params._replace(**{name: as_array(f"params.{name}", leaf)})
-            check_floating(f"params.{name}", getattr(params, name))
-            _check_whole(f"params.{name}", getattr(params, name))
+            params = params._replace(**{name: _check_leaf(f"params.{name}", leaf)})
     if params.w_ih.ndim != 2:
         raise ValueError(f"params.w_ih has shape {params.w_ih.shape}, expected [H, D]")
     units = params.w_ih.shape[0]
-    check_shape("params.w_hh", params.w_hh, (units, units))
-    for name in ("b", "h0"):
-        if getattr(params, name) is not None:
-            check_shape(f"params.{name}", getattr(params, name), (units,))
+    if isinstance(params.w_hh, LowRank):
+        thin = (units, *params.w_hh.m.shape[1:2])
+        for name, value in params.w_hh._asdict().items():
+            check_shape(f"params.w_hh.{name}", value, thin)
+    else:
+        check_shape("params.w_hh", params.w_hh, (units, units))
+    for name in ("b", "h0", "leak"):
+        leaf = getattr(params, name)
+        if leaf is not None and not (name == "leak" and leaf.shape == ()):
+            check_shape(f"params.{name}", leaf, (units,))
     return params
+
+
+def _check_leaf(name: str, leaf: Any) -> Any:
+    if isinstance(leaf, LowRank):
+        return LowRank(*(_check_leaf(f"{name}.{k}", part) for k, part in leaf._asdict().items()))
+    leaf = as_array(name, leaf)
+    check_floating(name, leaf)
+    _check_whole(name, leaf)
+    return leaf
 
 
 def _check_whole(name: str, weights: Array) -> None:
@@ -74,17 +129,20 @@ def cast_call(
     activation: Activation,
     *,
     name: str = "state",
-) -> tuple[RNNParams, Array, Array]:
-    """Checked parameters, the state `h` called `name`, and inputs, in their result dtype.
+    leak: Any = None,
+    noise: Any = None,
+) -> tuple[Cell, Array, Array]:
+    """The cell of checked parameters, the state `h` called `name`, and inputs, in their result
+    dtype.
 
     That is the result type of the parameters and, if it is floating-point, the input. A state of
     None becomes the initial state; one whose shape or dtype does not fit is refused, and so is an
     activation that is not elementwise."""
-    arrays = [leaf for leaf in params if leaf is not None]
+    arrays = jax.tree.leaves(params)
     if jnp.issubdtype(x.dtype, jnp.floating):
         arrays.append(x)
     dtype = jnp.result_type(*arrays)
-    shape = (*batch_shape, params.w_hh.shape[0])
+    shape = (*batch_shape, params.w_ih.shape[0])
     if h is not None:
         h = as_array(name, h)
         check_floating(name, h)
@@ -96,9 +154,32 @@ def cast_call(
             )
     check_elementwise(activation, shape, accumulation_dtype(dtype))
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf).astype(dtype), params)
+    cell = _make_cell(params, leak, noise)
     h = jnp.broadcast_to(initial_unit_state(params), shape) if h is None else h.astype(dtype)
     rank = len(batch_shape)
-    return params, match_batch(h, x, x.ndim - 1 - rank, rank, params), x.astype(dtype)
+    return cell, match_batch(h, x, x.ndim - 1 - rank, rank, cell), x.astype(dtype)
+
+
+def _make_cell(params: RNNParams, leak: Any, noise: Any) -> Cell:
+    """The cell with a learned or a fixed leak, and with noise of sqrt(2 / a) times `noise`."""
+    units, dtype = params.w_ih.shape[0], params.w_ih.dtype
+    a: Array | None = None
+    if params.leak is not None:
+        if leak is not None:
+            raise ValueError("leak is given beside params.leak, expected one of them")
+        a = jax.nn.sigmoid(params.leak)
+    elif leak is not None:
+        a = check_per_unit("leak", leak, units, "(0, 1]").astype(dtype)
+    scale: Array | None = None
+    if noise is not None:
+        scale = check_per_unit("noise", noise, units, "[0, inf)").astype(dtype)
+        scale = scale * jnp.sqrt(2 / (jnp.ones((), dtype) if a is None else a))
+    return Cell(*params[:4], a, scale)
+
+
+def recurrent_product(w_hh: Any, h: Array) -> Array:
+    """``W h`` for h [..., H]."""
+    return w_hh.multiply(h) if isinstance(w_hh, LowRank) else product(h, w_hh)
 
 
 def match_batch(state: Any, x: Array, first: int, rank: int, others: Any = ()) -> Any:
@@ -127,9 +208,13 @@ def vary_with(values: Any, like: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf + zero.astype(leaf.dtype), values)
 
 
-def initial_unit_state(params: RNNParams) -> Array:
+def initial_unit_state(params: RNNParams | Cell) -> Array:
     """The initial state of one sequence, [H]: the learned one, or zeros."""
-    return jnp.zeros_like(params.w_hh[0]) if params.h0 is None else params.h0
+    if params.h0 is not None:
+        return params.h0
+    if isinstance(params.w_hh, LowRank):
+        return jnp.zeros_like(params.w_hh.m[:, 0])
+    return jnp.zeros_like(params.w_hh[0])
 
 
 def draw_weights(name: str, init: Initializer, key: Key, shape: Shape, dtype: Any) -> Array:

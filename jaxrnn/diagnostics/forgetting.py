@@ -80,12 +80,13 @@ def parallel_report(
     mask: Array | None = None,
     resets: Array | None = None,
     reverse: bool = False,
+    leak: float | Array | None = None,
 ) -> ParallelReport:
     """What it takes to run a sequence with `parallel`: sweeps, residuals, and whether it pays.
 
     Arguments are those of `jaxrnn.unroll`."""
     check_parallel(parallel)
-    params, h0, steps = prepare_unroll(params, h0, xs, mask, resets, activation, reverse)
-    setting = make_setting(h0, steps, activation, reverse, parallel)
-    params = params._replace(h0=lax.broadcast_like(initial_unit_state(params), h0))
-    return recur_side_by_side(setting, params, h0, steps)[2]
+    cell, h0, steps = prepare_unroll(params, h0, xs, mask, resets, activation, reverse, leak=leak)
+    setting = make_setting(cell, h0, steps, activation, reverse, parallel)
+    cell = cell._replace(h0=lax.broadcast_like(initial_unit_state(cell), h0))
+    return recur_side_by_side(setting, cell, h0, steps)[2]

@@ -11,7 +11,7 @@ import numpy as np
 from jaxrnn._checks import check_floating, check_floating_dtype, check_shape
 from jaxrnn._types import Array, Params, Shape
 from jaxrnn.layers.pointwise import DenseParams
-from jaxrnn.params import RNNParams, check_params
+from jaxrnn.params import LowRank, RNNParams, check_params
 
 
 class RecurrentParams(NamedTuple):
@@ -129,9 +129,14 @@ def is_pair(entry: Any) -> bool:
 
 def _check_rnn(name: str, params: RNNParams) -> RNNParams:
     try:
-        return check_params(params)
+        params = check_params(params)
     except (TypeError, ValueError) as error:
         raise type(error)(str(error).replace("params", name, 1)) from None
+    if params.leak is not None:
+        raise ValueError(f"{name} has a leak, expected None: other formats have no leaky cell")
+    if isinstance(params.w_hh, LowRank):
+        params = params._replace(w_hh=params.w_hh.dense())
+    return params
 
 
 def _check_dense(name: str, params: DenseParams) -> DenseParams:

@@ -107,7 +107,7 @@ def make_layer(
             sizes = (layer.input_size, layer.input_size + layer.output_size)
             return make_layer(*sizes, layer.init, layer.initial_state, run, causal=layer.causal)
     """
-    input_size = check_size("input_size", input_size)
+    input_size = check_size("input_size", input_size, at_least=0)
     output_size = check_size("output_size", output_size)
     for name, function in (("init", init), ("initial_state", initial_state), ("run", run)):
         check_function(name, function)

@@ -14,6 +14,7 @@ from jaxrnn._checks import (
     check_activation,
     check_floating_dtype,
     check_function,
+    check_per_unit,
     check_shape,
     check_size,
 )
@@ -22,7 +23,13 @@ from jaxrnn.cell import advance, init_rnn
 from jaxrnn.layers.contract import Inputs, Layer, make_layer
 from jaxrnn.params import RNNParams, cast_call, check_params, initial_unit_state
 from jaxrnn.recurrence.parallel import Parallel
-from jaxrnn.recurrence.reference import Steps, find_restarts, restart, where_unmasked
+from jaxrnn.recurrence.reference import (
+    Steps,
+    find_restarts,
+    restart,
+    split_steps,
+    where_unmasked,
+)
 from jaxrnn.recurrence.rule import check_chunks, unroll_prepared
 
 
@@ -35,6 +42,9 @@ def vanilla_rnn(
     w_hh_init: Initializer | None = None,
     use_bias: bool = True,
     learn_h0: bool = False,
+    leak: float | Array | None = None,
+    leak_init: float | Array | None = None,
+    noise: float | Array | None = None,
     dtype: Any = jnp.float32,
     chunk_size: int | None = None,
     remat: bool = False,
@@ -42,12 +52,14 @@ def vanilla_rnn(
 ) -> Layer:
     """The vanilla recurrent layer, ``h_t = f(W h_{t-1} + U x_t + b)``; its output is its state.
 
-    The options are those of `init_rnn` and `jaxrnn.unroll`. Parameters: `RNNParams`. State: h
-    [*B, hidden_size].
+    The options are those of `init_rnn` and `jaxrnn.unroll`: `leak` is a fixed one, `leak_init`
+    begins one that is learned, and `noise` is drawn if there is a key. Parameters: `RNNParams`.
+    State: h [*B, hidden_size].
     """
     hidden_size = check_size("hidden_size", hidden_size)
     check_activation(activation)
     check_chunks(chunk_size, remat, parallel)
+    _check_leaks(hidden_size, leak, leak_init, noise)
     init = partial(
         init_rnn,
         input_size=input_size,
@@ -56,6 +68,7 @@ def vanilla_rnn(
         w_hh_init=w_hh_init,
         use_bias=use_bias,
         learn_h0=learn_h0,
+        leak_init=leak_init,
         dtype=check_floating_dtype("dtype", dtype),
     )
 
@@ -65,17 +78,31 @@ def vanilla_rnn(
         return jnp.broadcast_to(initial_unit_state(params), (*batch_shape, hidden_size))
 
     def run(params: RNNParams, h: Array, inputs: Inputs, key: Key | None) -> tuple[Array, Array]:
-        del key
         xs, mask, resets, reverse, single = inputs
-        params, h, xs = cast_call(params, h, xs, h.shape[:-1], activation)
+        drawn = None if key is None else noise
+        cell, h, xs = cast_call(params, h, xs, h.shape[:-1], activation, leak=leak, noise=drawn)
         if single:
-            h = advance(params, h, xs, activation)
+            h = advance(cell, h, xs, activation, key)
             return h, h
-        steps = Steps(xs, mask, find_restarts(resets, mask, reverse))
+        keys = split_steps(cell, key, xs.shape[0])
+        steps = Steps(xs, mask, find_restarts(resets, mask, reverse), keys)
         options = chunk_size, remat, parallel
-        return unroll_prepared(params, h, steps, activation, reverse, *options)
+        return unroll_prepared(cell, h, steps, activation, reverse, *options)
 
     return make_layer(input_size, hidden_size, init, initial_state, run)
+
+
+def _check_leaks(units: int, leak: Any, leak_init: Any, noise: Any) -> None:
+    if leak is not None and leak_init is not None:
+        raise ValueError("leak is given beside leak_init, expected one of them")
+    given = (
+        ("leak", leak, "(0, 1]"),
+        ("leak_init", leak_init, "(0, 1)"),
+        ("noise", noise, "[0, inf)"),
+    )
+    for name, value, within in given:
+        if value is not None:
+            check_per_unit(name, value, units, within)
 
 
 def scanned(

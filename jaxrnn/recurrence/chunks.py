@@ -13,7 +13,7 @@ from jaxrnn._types import Array
 
 
 def scan_chunks(
-    run: Callable[[Any, Any], tuple[Any, Array]],
+    run: Callable[[Any, Any], tuple[Any, Any]],
     state: Any,
     steps: Any,
     size: int,
@@ -21,11 +21,12 @@ def scan_chunks(
     *,
     starts: Any = (),
     remat: bool = False,
-) -> tuple[Any, Array]:
+) -> tuple[Any, Any]:
     """``run(state, (chunk, start)) -> (state, ys)`` over chunks of `size` steps, the last shorter.
 
     `steps` is a pytree of arrays [T, ...], cut along T, and `starts` one of arrays [chunks, ...];
-    the outputs are concatenated. With `remat` a chunk is recomputed in the backward pass."""
+    the outputs, a pytree, are concatenated. With `remat` a chunk is recomputed in the backward
+    pass."""
     num_steps = jax.tree.leaves(steps)[0].shape[0]
     alone = jax.checkpoint(run) if remat else run
     if num_steps <= size:
@@ -42,10 +43,12 @@ def scan_chunks(
     if tail and reverse:
         state, last_ys = alone(state, last_chunk)
     state, ys = lax.scan(body, state, chunks, reverse=reverse)
-    ys = ys.reshape(count * size, *ys.shape[2:])
+    ys = jax.tree.map(lambda leaf: leaf.reshape(count * size, *leaf.shape[2:]), ys)
     if tail and not reverse:
         state, last_ys = alone(state, last_chunk)
-    return state, jnp.concatenate([ys, last_ys]) if tail else ys
+    if tail:
+        ys = jax.tree.map(lambda *parts: jnp.concatenate(parts), ys, last_ys)
+    return state, ys
 
 
 def states_before(states: Array, start: Array, reverse: bool) -> Array:

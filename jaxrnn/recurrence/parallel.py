@@ -20,9 +20,10 @@ from jax.custom_derivatives import SymbolicZero, zero_from_primal
 
 from jaxrnn._checks import check_positive, check_size
 from jaxrnn._types import Activation, Array, accumulation_dtype
-from jaxrnn.params import RNNParams
+from jaxrnn.cell import move
+from jaxrnn.params import Cell
 from jaxrnn.recurrence.chunks import states_before
-from jaxrnn.recurrence.plan import Strategy, make_plan, make_products, make_push
+from jaxrnn.recurrence.plan import Combine, Strategy, make_plan, make_products, make_push
 from jaxrnn.recurrence.reference import Steps, restart, where_unmasked, zero_masked
 from jaxrnn.recurrence.side_by_side import Devices, ParallelReport, run_side_by_side
 from jaxrnn.recurrence.tangents import SLOPES, input_tangent, pre_activations, slope_at
@@ -128,12 +129,13 @@ class Setting(NamedTuple):
 
 
 def make_setting(
-    h0: Array, steps: Steps, activation: Activation, reverse: bool, parallel: Parallel
+    cell: Cell, h0: Array, steps: Steps, activation: Activation, reverse: bool, parallel: Parallel
 ) -> Setting:
     """The setting for states h0 [*B, H]."""
-    num_steps, inputs = steps.xs.shape[0], steps.xs.shape[-1]
-    strategy: Strategy = "joined" if inputs <= h0.shape[-1] else "before"
-    columns = make_plan(h0, inputs, num_steps, None, False).strategy == "columns"
+    num_steps = steps.xs.shape[0]
+    small = cell.w_ih.shape[1] <= h0.shape[-1] and cell.noise is None
+    strategy: Strategy = "joined" if small else "before"
+    columns = make_plan(cell, h0, num_steps).strategy == "columns"
     in_order: Strategy = "columns" if columns else strategy
     num_chunks = choose_num_chunks(parallel, num_steps, h0)
     return Setting(activation, reverse, strategy, in_order, num_chunks, parallel)
@@ -141,28 +143,30 @@ def make_setting(
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def recur_side_by_side(
-    setting: Setting, params: RNNParams, h0: Array, steps: Steps
+    setting: Setting, cell: Cell, h0: Array, steps: Steps
 ) -> tuple[Array, Array, ParallelReport]:
-    """`recur` in chunks side by side, and what it took."""
-    prepare, combine = make_products(setting.strategy, params)
-    each, combine_in_order = make_products(setting.strategy_in_order, params)
+    """The states of `recur` in chunks side by side, and what it took."""
+    prepare, combine = make_products(setting.strategy, cell)
+    each, combine_in_order = make_products(setting.strategy_in_order, cell)
 
-    def finish(a: Array, h: Array, mask: Array | None) -> Array:
-        return where_unmasked(mask, setting.activation(a).astype(h.dtype), h)
+    def advance(combine: Combine, z: Array, h: Array, now: Steps) -> Array:
+        before = restart(now.resets, cell.h0, h)
+        after = move(cell, before, setting.activation(combine(z, before)))
+        return where_unmasked(now.mask, after, h)
 
     def step(h: Array, now: tuple[Steps, Array]) -> Array:
-        (_, mask, restarts), z = now
-        return finish(combine(z, restart(restarts, params.h0, h)), h, mask)
+        return advance(combine, now[1], h, now[0])
 
     def step_in_order(h: Array, now: tuple[Steps, Array]) -> Array:
-        (x, mask, restarts), _ = now
-        z = x if each is None else each(x)
-        return finish(combine_in_order(z, restart(restarts, params.h0, h)), h, mask)
+        steps, z = now
+        if prepare is None and each is not None:
+            z = each(steps)
+        return advance(combine_in_order, z, h, steps)
 
     return run_side_by_side(
         step,
         h0,
-        (steps, steps.xs if prepare is None else prepare(steps.xs)),
+        (steps._replace(keys=None), steps.xs if prepare is None else prepare(steps)),
         setting.num_chunks,
         step_in_order=step_in_order,
         tolerance=setting.parallel.tolerance,
@@ -172,28 +176,37 @@ def recur_side_by_side(
 
 
 def _jvp(setting: Setting, primals: Any, tangents: Any) -> Any:
-    params, h0, steps = primals
-    d_params, d_h0, d_steps = tangents
+    cell, h0, steps = primals
+    d_cell, d_h0, d_steps = tangents
     h_last, states, report = recur_side_by_side(setting, *primals)
     devices = Devices(setting.parallel.axis_name, setting.reverse)
 
-    before = restart(steps.resets, params.h0, _before_each(devices, h0, states))
+    before = restart(steps.resets, cell.h0, _before_each(devices, h0, states))
     slope = SLOPES.get(setting.activation)
-    at = states if slope is not None else pre_activations(params, steps.xs, before)
-    jacobians = Jacobians(at, steps.mask, steps.resets)
+    if slope is not None and cell.leak is None:
+        slopes = slope(states.astype(accumulation_dtype(states.dtype)))
+    else:
+        at = pre_activations(cell, steps, before)
+        slopes = slope_at(setting.activation, at)
+    jacobians = Jacobians(slopes, steps.mask, steps.resets)
     d_xs = None if isinstance(d_steps.xs, SymbolicZero) else d_steps.xs
-    dz = input_tangent(params, d_params, before, steps.xs, d_xs)
-    if steps.resets is not None and not isinstance(d_params.h0, SymbolicZero):
-        initial = restart(steps.resets, d_params.h0, jnp.zeros_like(states))
-        dz = dz + make_push(setting.strategy, params.w_hh)(initial)
-    source = zero_masked(steps.mask, jacobians.scale(setting.activation, dz).astype(states.dtype))
+    dz = input_tangent(cell, d_cell, before, steps, d_xs)
+    d_before = jnp.zeros_like(states)
+    if steps.resets is not None and not isinstance(d_cell.h0, SymbolicZero):
+        d_before = restart(steps.resets, d_cell.h0, d_before)
+        dz = dz + make_push(setting.strategy, cell.w_hh)(d_before)
+    source = move(cell, d_before, slopes * dz)
+    if cell.leak is not None and not isinstance(d_cell.leak, SymbolicZero):
+        drift = jnp.broadcast_to(d_cell.leak, at.shape) * (setting.activation(at) - before)
+        source = source + drift.astype(source.dtype)
+    source = zero_masked(steps.mask, source)
     if not isinstance(d_h0, SymbolicZero):
         first = -1 if setting.reverse else 0
-        push = make_push(setting.strategy, params.w_hh)
+        push = make_push(setting.strategy, cell.w_hh)
         step = jax.tree.map(lambda leaf: leaf[first], jacobians)
-        entering = step.apply(setting.activation, push, d_h0)
+        entering = step.apply(cell, push, d_h0)
         source = source.at[first].add(devices.before(entering, jnp.zeros_like(entering)))
-    d_states = _solve(setting, params, jacobians, source, report.agreed)
+    d_states = _solve(setting, cell, jacobians, source, report.agreed)
     d_last = devices.last(d_states[0 if setting.reverse else -1])
     no_tangent = jax.tree.map(zero_from_primal, report)
     return (h_last, states, report), (d_last, d_states, no_tangent)
@@ -205,43 +218,37 @@ recur_side_by_side.defjvp(_jvp, symbolic_zeros=True)
 class Jacobians(NamedTuple):
     """J_t, the derivative of the state by the one before it, of consecutive steps or of one."""
 
-    at: Array
-    """States or, for an activation without a table entry, pre-activations."""
+    slopes: Array
+    """f'(a_t)."""
 
     mask: Array | None
     restarts: Array | None
 
-    def scale(self, activation: Activation, da: Array) -> Array:
-        """``f'(a) da``."""
-        slope = SLOPES.get(activation)
-        at = self.at.astype(da.dtype)
-        return da * (slope_at(activation, at) if slope is None else slope(at))
-
-    def apply(self, activation: Activation, push: Push, dh: Array) -> Array:
+    def apply(self, cell: Cell, push: Push, dh: Array) -> Array:
         """``J_t dh``; `push` is that of `make_push`."""
-        da = push(restart(self.restarts, jnp.zeros_like(dh), dh))
-        return where_unmasked(self.mask, self.scale(activation, da).astype(dh.dtype), dh)
+        before = restart(self.restarts, jnp.zeros_like(dh), dh)
+        return where_unmasked(self.mask, move(cell, before, self.slopes * push(before)), dh)
 
-    def apply_transposed(self, activation: Activation, push: Push, ct: Array) -> Array:
+    def apply_transposed(self, cell: Cell, push: Push, ct: Array) -> Array:
         """``J_t^T ct``."""
-        ct_da = self.scale(activation, ct.astype(accumulation_dtype(ct.dtype)))
-        (ct_h,) = jax.linear_transpose(push, ct)(ct_da)
+        ct_h, ct_f = jnp.zeros_like(ct), ct.astype(self.slopes.dtype)
+        if cell.leak is not None:
+            ct_h, ct_f = jax.linear_transpose(lambda h, f: move(cell, h, f), ct, ct_f)(ct)
+        ct_h = ct_h + jax.linear_transpose(push, ct)(self.slopes * ct_f)[0]
         ct_h = restart(self.restarts, jnp.zeros_like(ct_h), ct_h)
         return where_unmasked(self.mask, ct_h, ct)
 
 
 def _solve(
-    setting: Setting, params: RNNParams, jacobians: Jacobians, source: Array, forgets: Array
+    setting: Setting, cell: Cell, jacobians: Jacobians, source: Array, forgets: Array
 ) -> Array:
     """``x_t = J_t x_{t-1} + source_t``, from zero: [T, *B, H]."""
     zero = jnp.zeros_like(source[0])
 
     devices = Devices(setting.parallel.axis_name, setting.reverse)
     back = devices._replace(reverse=not setting.reverse)
-    activation = setting.activation
     pushes = [  # made here, outside of every loop
-        make_push(strategy, params.w_hh)
-        for strategy in (setting.strategy, setting.strategy_in_order)
+        make_push(strategy, cell.w_hh) for strategy in (setting.strategy, setting.strategy_in_order)
     ]
 
     def run(make_step: Callable[[Push], Any], given: Array, reverse: bool) -> Array:
@@ -259,17 +266,17 @@ def _solve(
         )[1]
 
     def apply(x: Array) -> Array:
-        return x - jacobians.apply(activation, pushes[0], _before_each(devices, zero, x))
+        return x - jacobians.apply(cell, pushes[0], _before_each(devices, zero, x))
 
     def solve(_: Any, source: Array) -> Array:
         def make_step(push: Push) -> Any:
-            return lambda x, now: now[0] + now[1].apply(activation, push, x)
+            return lambda x, now: now[0] + now[1].apply(cell, push, x)
 
         return run(make_step, source, devices.reverse)
 
     def solve_transposed(_: Any, ct: Array) -> Array:
         def make_step(push: Push) -> Any:
-            return lambda passed, now: now[1].apply_transposed(activation, push, now[0] + passed)
+            return lambda passed, now: now[1].apply_transposed(cell, push, now[0] + passed)
 
         return ct + _before_each(back, zero, run(make_step, ct, back.reverse))
 

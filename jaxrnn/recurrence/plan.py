@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,9 @@ from jax.export import is_symbolic_dim
 
 from jaxrnn._products import column_product, column_product_of, product
 from jaxrnn._types import Array
-from jaxrnn.cell import add_bias, input_product
-from jaxrnn.params import RNNParams
+from jaxrnn.cell import add_bias, add_noises, input_product
+from jaxrnn.params import Cell, LowRank, recurrent_product
+from jaxrnn.recurrence.reference import Steps
 
 Strategy = Literal["before", "columns", "inside", "joined"]
 """How a recurrence multiplies.
@@ -28,7 +29,7 @@ inside: inputs and state at each step, as two products.
 joined: inputs and state at each step, as one product.
 """
 
-Prepare = Callable[[Array], Array]
+Prepare = Callable[[Steps], Array]
 Combine = Callable[[Array, Array], Array]
 
 _FEW_UNITS, _MANY_UNITS = 64, 256
@@ -46,14 +47,15 @@ class Plan(NamedTuple):
 
 
 def make_plan(
-    h0: Array, input_size: int, num_steps: int, chunk_size: int | None, remat: bool
+    cell: Cell, h0: Array, num_steps: int, chunk_size: int | None = None, remat: bool = False
 ) -> Plan:
-    """The plan for states h0 [*B, H] and inputs [T, *B, input_size], on JAX's default backend.
+    """The plan for T steps of a cell with states h0 [*B, H], on JAX's default backend.
 
     A program exported for several platforms has, on all of them, the plan for the one that it was
     traced on; its results do not depend on the plan."""
     on_cpu = jax.default_backend() == "cpu"
-    strategy = _choose_strategy(h0, input_size) if on_cpu else "before"
+    simple = cell.noise is None and not isinstance(cell.w_hh, LowRank)
+    strategy = _choose_strategy(h0, cell.w_ih.shape[1]) if on_cpu and simple else "before"
     return Plan(strategy, _choose_chunk_size(h0, num_steps, chunk_size, remat, on_cpu))
 
 
@@ -101,34 +103,39 @@ def _divide_evenly(num_steps: int, target: int) -> int:
     return next(divisors, target)
 
 
-def make_products(strategy: Strategy, params: RNNParams) -> tuple[Prepare | None, Combine]:
-    """``(prepare, combine)``: `prepare` makes of a chunk's inputs what each step reads (None: the
+def make_products(strategy: Strategy, cell: Cell) -> tuple[Prepare | None, Combine]:
+    """``(prepare, combine)``: `prepare` makes of a chunk's steps what each of them reads (None: the
     inputs themselves), and `combine` makes of that and h the pre-activation.
 
     Weights are transposed here, outside every loop: the product of row-major states with a
     transposed matrix is the fast one."""
 
-    def prepare(xs: Array) -> Array:
-        return input_product(params, xs)
+    def prepare(steps: Steps) -> Array:
+        return add_noises(cell, input_product(cell, steps.xs), steps.keys)
 
+    if isinstance(cell.w_hh, LowRank):
+        return prepare, lambda z, h: z + recurrent_product(cell.w_hh, h)
     if strategy == "columns":
-        return prepare, lambda z, h: z + column_product(h, params.w_hh)
+        w = cell.w_hh
+        return prepare, lambda z, h: z + column_product(h, w)
     if strategy == "joined":
-        both_t = jnp.concatenate([params.w_ih, params.w_hh], axis=1).T
+        both_t = jnp.concatenate([cell.w_ih, cell.w_hh], axis=1).T
 
         def combine(x: Array, h: Array) -> Array:
             joined = jnp.concatenate([x, h], axis=-1)
-            return add_bias(params, product(joined, both_t, axis=0))
+            return add_bias(cell, product(joined, both_t, axis=0))
 
         return None, combine
-    w_t = params.w_hh.T
+    w_t = cell.w_hh.T
     if strategy == "inside":
-        return None, lambda x, h: prepare(x) + product(h, w_t, axis=0)
+        return None, lambda x, h: input_product(cell, x) + product(h, w_t, axis=0)
     return prepare, lambda z, h: z + product(h, w_t, axis=0)
 
 
-def make_push(strategy: Strategy, w: Array) -> Callable[[Array], Array]:
+def make_push(strategy: Strategy, w: Any) -> Callable[[Array], Array]:
     """``dh -> W dh``, in the form whose transpose is fast where the strategy's products are."""
+    if isinstance(w, LowRank):
+        return w.multiply
     if strategy == "columns":
         w_t = w.T
         return lambda dh: column_product_of(dh, w_t)

@@ -8,18 +8,20 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxrnn._checks import check_activation, check_flag, check_inputs, check_mask
-from jaxrnn._types import Activation, Array
+from jaxrnn._checks import check_activation, check_flag, check_inputs, check_key, check_mask
+from jaxrnn._types import Activation, Array, Key
 from jaxrnn.cell import advance
-from jaxrnn.params import RNNParams, cast_call, check_params, initial_unit_state, match_batch
+from jaxrnn.params import Cell, RNNParams, cast_call, check_params, initial_unit_state, match_batch
 
 
 class Steps(NamedTuple):
-    """Consecutive time steps: xs [T, *B, D], mask and resets [T, *B] or None."""
+    """Consecutive time steps: xs [T, *B, D]; mask and resets [T, *B] or None; keys [T] of the
+    noise, or None."""
 
     xs: Array
     mask: Array | None
     resets: Array | None
+    keys: Array | None = None
 
 
 def unroll_plain(
@@ -31,37 +33,60 @@ def unroll_plain(
     mask: Array | None = None,
     resets: Array | None = None,
     reverse: bool = False,
+    leak: float | Array | None = None,
+    noise: float | Array | None = None,
+    key: Key | None = None,
 ) -> tuple[Array, Array]:
     """The definition of `unroll`: ``lax.scan`` of `step`, differentiated by plain autodiff.
 
     Slower, and the reference that `unroll` must equal. Arguments and results are those of `unroll`.
     """
-    params, h0, (xs, mask, restarts) = prepare_unroll(
-        params, h0, xs, mask, resets, activation, reverse
-    )
-    initial = lax.broadcast_like(initial_unit_state(params), h0)
+    options = {"leak": leak, "noise": noise, "key": key}
+    cell, h0, steps = prepare_unroll(params, h0, xs, mask, resets, activation, reverse, **options)
+    initial = lax.broadcast_like(initial_unit_state(cell), h0)
 
     def body(h: Array, now: Steps) -> tuple[Array, Array]:
-        h_new = advance(params, restart(now.resets, initial, h), now.xs, activation)
+        before = restart(now.resets, initial, h)
+        h_new = advance(cell, before, now.xs, activation, now.keys)
         return where_unmasked(now.mask, h_new, h), zero_masked(now.mask, h_new)
 
-    return lax.scan(body, h0, Steps(xs, mask, restarts), reverse=reverse)
+    return lax.scan(body, h0, steps, reverse=reverse)
 
 
 def prepare_unroll(
-    params: Any, h0: Any, xs: Any, mask: Any, resets: Any, activation: Any, reverse: Any
-) -> tuple[RNNParams, Array, Steps]:
-    """The arguments of `unroll`, checked: arrays of one dtype, zero inputs where masked, and the
-    resets as `find_restarts` makes them."""
+    params: Any,
+    h0: Any,
+    xs: Any,
+    mask: Any,
+    resets: Any,
+    activation: Any,
+    reverse: Any,
+    *,
+    leak: Any = None,
+    noise: Any = None,
+    key: Any = None,
+) -> tuple[Cell, Array, Steps]:
+    """The arguments of `unroll`, checked: arrays of one dtype, zero inputs where masked, the
+    resets as `find_restarts` makes them, and a key for each step if there is noise to draw."""
     check_activation(activation)
     check_flag("reverse", reverse)
     params = check_params(params)
     xs = check_inputs("xs", xs, params.w_ih.shape[1], "[T, *B, D]")
     mask = check_mask("mask", mask, xs.shape[:-1])
     resets = check_mask("resets", resets, xs.shape[:-1])
-    params, h0, xs = cast_call(params, h0, xs, xs.shape[1:-1], activation, name="h0")
+    if key is not None:
+        check_key("key", key)
+    options = {"leak": leak, "noise": None if key is None else noise}
+    cell, h0, xs = cast_call(params, h0, xs, xs.shape[1:-1], activation, name="h0", **options)
     h0 = match_batch(h0, xs, 1, xs.ndim - 2, (mask, resets))
-    return params, h0, Steps(zero_masked(mask, xs), mask, find_restarts(resets, mask, reverse))
+    keys = split_steps(cell, key, xs.shape[0])
+    xs = zero_masked(mask, xs)
+    return cell, h0, Steps(xs, mask, find_restarts(resets, mask, reverse), keys)
+
+
+def split_steps(cell: Cell, key: Key | None, num_steps: int) -> Array | None:
+    """A key for the noise of each step [T], if there is any."""
+    return None if key is None or cell.noise is None else jax.random.split(key, num_steps)
 
 
 def select(condition: Array, yes: Any, no: Any) -> Any:

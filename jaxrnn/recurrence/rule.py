@@ -18,8 +18,9 @@ from jax.custom_derivatives import SymbolicZero
 from jax.export import is_symbolic_dim
 
 from jaxrnn._checks import check_flag, check_size
-from jaxrnn._types import Activation, Array
-from jaxrnn.params import RNNParams, initial_unit_state
+from jaxrnn._types import Activation, Array, Key
+from jaxrnn.cell import move
+from jaxrnn.params import Cell, RNNParams, initial_unit_state
 from jaxrnn.recurrence.chunks import scan_chunks, states_before, states_before_chunks
 from jaxrnn.recurrence.parallel import (
     Parallel,
@@ -44,6 +45,9 @@ def unroll(
     chunk_size: int | None = None,
     remat: bool = False,
     parallel: Parallel | None = None,
+    leak: float | Array | None = None,
+    noise: float | Array | None = None,
+    key: Key | None = None,
 ) -> tuple[Array, Array]:
     """Run the network over a sequence: `step` at every time step, as ``lax.scan`` of it would.
 
@@ -66,6 +70,8 @@ def unroll(
         are stored. The default chunk then has about sqrt(T) steps, which stores least.
       parallel: run chunks side by side, as a batch (see `jaxrnn.Parallel`). A symbolic T runs in
         order.
+      leak, noise, key: as in `jaxrnn.step`; each step's noise has a key of its own, and depends
+        neither on chunks nor on `remat`.
 
     Returns:
       (h_last [*B, H], hs [T, *B, H]) in the result type of params and inputs.
@@ -74,9 +80,10 @@ def unroll(
       TypeError, ValueError: an argument is not as described.
     """
     check_chunks(chunk_size, remat, parallel)
-    params, h0, steps = prepare_unroll(params, h0, xs, mask, resets, activation, reverse)
+    extras = {"leak": leak, "noise": noise, "key": key}
+    cell, h0, steps = prepare_unroll(params, h0, xs, mask, resets, activation, reverse, **extras)
     options = chunk_size, remat, parallel
-    h_last, states = unroll_prepared(params, h0, steps, activation, reverse, *options)
+    h_last, states = unroll_prepared(cell, h0, steps, activation, reverse, *options)
     return h_last, zero_masked(steps.mask, states)
 
 
@@ -95,7 +102,7 @@ def check_chunks(chunk_size: Any, remat: Any, parallel: Any) -> None:
 
 
 def unroll_prepared(
-    params: RNNParams,
+    cell: Cell,
     h0: Array,
     steps: Steps,
     activation: Activation,
@@ -111,20 +118,23 @@ def unroll_prepared(
         flat = (None if leaf is None else leaf.reshape(num_steps) for leaf in steps[1:])
         steps = Steps(steps.xs.reshape(num_steps, steps.xs.shape[-1]), *flat)
     # Broadcast outside every loop, so that its cotangent is summed over the batch only once.
-    params = params._replace(h0=lax.broadcast_like(initial_unit_state(params), h0))
+    cell = cell._replace(h0=lax.broadcast_like(initial_unit_state(cell), h0))
     if parallel is not None and not is_symbolic_dim(num_steps) and 0 not in (num_steps, *shape):
-        setting = make_setting(h0, steps, activation, reverse, parallel)
+        setting = make_setting(cell, h0, steps, activation, reverse, parallel)
         if setting.num_chunks > 1 or parallel.axis_name is not None:
-            h_last, states, _ = recur_side_by_side(setting, params, h0, steps)
+            h_last, states, _ = recur_side_by_side(setting, cell, h0, steps)
             return h_last.reshape(shape), states.reshape(num_steps, *shape)
-    plan = make_plan(h0, steps.xs.shape[-1], num_steps, chunk_size, remat)
-    run = functools.partial(recur, Setting(activation, reverse, plan), params)
+    plan = make_plan(cell, h0, num_steps, chunk_size, remat)
+    setting_in_order = Setting(activation, reverse, plan)
+
+    def run(h: Array, chunk: tuple[Steps, Any]) -> tuple[Array, Array]:
+        h_last, states, _ = recur(setting_in_order, cell, h, chunk[0])
+        return h_last, states
+
     if remat:
-        h_last, states = scan_chunks(
-            lambda h, chunk: run(h, chunk[0]), h0, steps, plan.chunk_size, reverse, remat=True
-        )
+        h_last, states = scan_chunks(run, h0, steps, plan.chunk_size, reverse, remat=True)
     else:
-        h_last, states = run(h0, steps)
+        h_last, states = run(h0, (steps, ()))
     return h_last.reshape(shape), states.reshape(num_steps, *shape)
 
 
@@ -137,64 +147,84 @@ class Setting(NamedTuple):
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def recur(setting: Setting, params: RNNParams, h0: Array, steps: Steps) -> tuple[Array, Array]:
-    """``h_t = f(U x_t + b + W h_{t-1})``: (h_last [*B, H], states [T, *B, H] held where masked).
+def recur(
+    setting: Setting, cell: Cell, h0: Array, steps: Steps
+) -> tuple[Array, Array, Array | None]:
+    """``h_t = f(U x_t + b + W h_{t-1})``: (h_last [*B, H], states [T, *B, H] held where masked,
+    outputs of f [T, *B, H] if they are not the states and f' is a function of them).
 
-    The initial state is ``params.h0`` [*B, H], and the resets are those of `find_restarts`."""
-    prepare, combine = make_products(setting.plan.strategy, params)
+    The initial state is ``cell.h0`` [*B, H], and the resets are those of `find_restarts`."""
+    prepare, combine = make_products(setting.plan.strategy, cell)
+    apart = cell.leak is not None and setting.activation in SLOPES
 
-    def run(h: Array, chunk: tuple[Steps, Any]) -> tuple[Array, Array]:
+    def run(h: Array, chunk: tuple[Steps, Any]) -> tuple[Array, Any]:
         steps = chunk[0]
         if prepare is not None:
-            steps = steps._replace(xs=prepare(steps.xs))
+            steps = steps._replace(xs=prepare(steps), keys=None)
         return lax.scan(body, h, steps, reverse=setting.reverse)
 
-    def body(h: Array, now: Steps) -> tuple[Array, Array]:
-        a = combine(now.xs, restart(now.resets, params.h0, h))
-        h = where_unmasked(now.mask, setting.activation(a).astype(h.dtype), h)
-        return h, h
+    def body(h: Array, now: Steps) -> tuple[Array, Any]:
+        before = restart(now.resets, cell.h0, h)
+        f = setting.activation(combine(now.xs, before))
+        h = where_unmasked(now.mask, move(cell, before, f), h)
+        return h, (h, f.astype(h.dtype) if apart else None)
 
     # Chunks keep in cache what is computed before the scan; without such there is nothing to cut.
     size = steps.xs.shape[0] if prepare is None else setting.plan.chunk_size
-    return scan_chunks(run, h0, steps, size, setting.reverse)
+    h_last, (states, outputs) = scan_chunks(run, h0, steps, size, setting.reverse)
+    return h_last, states, outputs
 
 
 def _recur_jvp(setting: Setting, primals: Any, tangents: Any) -> Any:
-    params, h0, steps = primals
-    d_params, d_h0, d_steps = tangents
-    h_last, states = recur(setting, *primals)
-    d_initial = instantiate(d_params.h0, params.h0)
+    cell, h0, steps = primals
+    d_cell, d_h0, d_steps = tangents
+    h_last, states, outputs = recur(setting, *primals)
+    d_initial = instantiate(d_cell.h0, cell.h0)
     d_xs = None if isinstance(d_steps.xs, SymbolicZero) else d_steps.xs
     slope = SLOPES.get(setting.activation)
-    push = make_push(setting.plan.strategy, params.w_hh)
+    push = make_push(setting.plan.strategy, cell.w_hh)
 
     # The rule stands outside the chunks, so that their states are stored once, as outputs, and not
     # again for the backward pass; what a chunk computes from them is recomputed there.
     @functools.partial(jax.checkpoint, prevent_cse=False)
-    def run(dh: Array, chunk: Any) -> tuple[Array, Array]:
-        (states, d_xs, (xs, mask, restarts)), start = chunk
-        before = restart(restarts, params.h0, states_before(states, start, setting.reverse))
-        at = states if slope is not None else pre_activations(params, xs, before)
-        dz = input_tangent(params, d_params, before, xs, d_xs)
-        return lax.scan(body, dh, (at, dz, mask, restarts), reverse=setting.reverse)
+    def run(dh: Array, chunk: Any) -> tuple[Array, Any]:
+        (states, outputs, d_xs, steps), start = chunk
+        before = restart(steps.resets, cell.h0, states_before(states, start, setting.reverse))
+        at = states if outputs is None else outputs
+        if slope is None:
+            at = pre_activations(cell, steps, before)
+        dz = input_tangent(cell, d_cell, before, steps, d_xs)
+        drift = None
+        if cell.leak is not None and not isinstance(d_cell.leak, SymbolicZero):
+            f = setting.activation(at) if outputs is None else outputs
+            drift = jnp.broadcast_to(d_cell.leak, before.shape) * (f - before)
+        return lax.scan(
+            body, dh, (at, dz, drift, steps.mask, steps.resets), reverse=setting.reverse
+        )
 
     # Without the checkpoint, f' would be stored beside the states; it is cheaper to recompute.
     @functools.partial(jax.checkpoint, prevent_cse=False)
-    def tangent_step(dh: Array, at: Array, dz: Array, mask: Any, restarts: Any) -> Array:
-        da = dz + push(restart(restarts, d_initial, dh))
+    def tangent_step(
+        dh: Array, at: Array, dz: Array, drift: Any, mask: Any, restarts: Any
+    ) -> tuple[Array, Array | None]:
+        d_before = restart(restarts, d_initial, dh)
+        da = dz + push(d_before)
         at = at.astype(da.dtype)
         f_slope = slope_at(setting.activation, at) if slope is None else slope(at)
-        return where_unmasked(mask, (f_slope * da).astype(dh.dtype), dh)
+        df = f_slope * da
+        moved = move(cell, d_before, df)
+        moved = moved if drift is None else moved + drift.astype(dh.dtype)
+        return where_unmasked(mask, moved, dh), None if outputs is None else df.astype(dh.dtype)
 
-    def body(dh: Array, now: Any) -> tuple[Array, Array]:
-        dh = tangent_step(dh, *now)
-        return dh, dh
+    def body(dh: Array, now: Any) -> tuple[Array, Any]:
+        dh, df = tangent_step(dh, *now)
+        return dh, (dh, df)
 
     size, reverse = setting.plan.chunk_size, setting.reverse
     starts = states_before_chunks(h0, states, size, reverse)
-    arrays = (states, d_xs, steps)
-    d_out = scan_chunks(run, instantiate(d_h0, h0), arrays, size, reverse, starts=starts)
-    return (h_last, states), d_out
+    arrays = (states, outputs, d_xs, steps)
+    d_last, d_out = scan_chunks(run, instantiate(d_h0, h0), arrays, size, reverse, starts=starts)
+    return (h_last, states, outputs), (d_last, *d_out)
 
 
 recur.defjvp(_recur_jvp, symbolic_zeros=True)

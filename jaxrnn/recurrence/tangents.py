@@ -10,8 +10,9 @@ from jax.custom_derivatives import SymbolicZero
 
 from jaxrnn._products import product
 from jaxrnn._types import Activation, Array, accumulation_dtype
-from jaxrnn.cell import input_product
-from jaxrnn.params import RNNParams
+from jaxrnn.cell import add_noises, draw_noises, input_product
+from jaxrnn.params import Cell, LowRank, recurrent_product
+from jaxrnn.recurrence.reference import Steps
 
 SLOPES: dict[Activation, Activation] = {
     jnp.tanh: lambda h: 1 - h * h,
@@ -23,23 +24,30 @@ SLOPES: dict[Activation, Activation] = {
 """f'(a) as a function of the output f(a), for the activations that have one."""
 
 
-def pre_activations(params: RNNParams, xs: Array, before: Array) -> Array:
+def pre_activations(cell: Cell, steps: Steps, before: Array) -> Array:
     """a_t of all steps, from the states before them."""
-    return input_product(params, xs) + product(before, params.w_hh)
+    inputs = add_noises(cell, input_product(cell, steps.xs), steps.keys)
+    return inputs + recurrent_product(cell.w_hh, before)
 
 
 def input_tangent(
-    params: RNNParams, d_params: RNNParams, before: Array, xs: Array, d_xs: Array | None
+    cell: Cell, d_cell: Cell, before: Array, steps: Steps, d_xs: Array | None
 ) -> Array:
     """The part of each step's tangent that does not depend on dh, ``U dx + dU x + dW h + db``."""
     dtype = accumulation_dtype(before.dtype)
-    dz = jnp.zeros_like(before, dtype) if d_xs is None else product(d_xs, params.w_ih)
-    if not isinstance(d_params.w_ih, SymbolicZero):
-        dz = dz + product(xs, d_params.w_ih)
-    if not isinstance(d_params.w_hh, SymbolicZero):
-        dz = dz + product(before, d_params.w_hh)
-    if d_params.b is not None and not isinstance(d_params.b, SymbolicZero):
-        dz = dz + jnp.broadcast_to(d_params.b.astype(dtype), dz.shape)
+    dz = jnp.zeros_like(before, dtype) if d_xs is None else product(d_xs, cell.w_ih)
+    if not isinstance(d_cell.w_ih, SymbolicZero):
+        dz = dz + product(steps.xs, d_cell.w_ih)
+    if isinstance(cell.w_hh, LowRank):
+        d_w = jax.tree.map(instantiate, d_cell.w_hh, cell.w_hh)
+        dz = dz + jax.jvp(lambda w: recurrent_product(w, before), (cell.w_hh,), (d_w,))[1]
+    elif not isinstance(d_cell.w_hh, SymbolicZero):
+        dz = dz + product(before, d_cell.w_hh)
+    if d_cell.b is not None and not isinstance(d_cell.b, SymbolicZero):
+        dz = dz + jnp.broadcast_to(d_cell.b.astype(dtype), dz.shape)
+    if d_cell.noise is not None and not isinstance(d_cell.noise, SymbolicZero):
+        d_noise = jnp.broadcast_to(d_cell.noise.astype(dtype), dz.shape)
+        dz = dz + d_noise * draw_noises(steps.keys, dz)
     return dz
 
 
