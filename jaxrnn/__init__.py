@@ -1,8 +1,9 @@
 """jaxrnn: the vanilla recurrent network in functional JAX."""
 
-from jaxrnn import diagnostics, host, initializers, sharding
+from jaxrnn import constraints, diagnostics, host, initializers, sharding
 from jaxrnn._types import Activation, Array, Initializer, Key, Params, State
 from jaxrnn.cell import init_rnn, step
+from jaxrnn.constraints import Constraint
 from jaxrnn.layers import (
     DenseParams,
     DropoutState,
@@ -10,6 +11,7 @@ from jaxrnn.layers import (
     Layer,
     bidirectional,
     chunked,
+    constrained,
     deep_rnn,
     dense,
     dropout,
@@ -49,6 +51,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Activation",
     "Array",
+    "Constraint",
     "DenseParams",
     "DropoutState",
     "Initializer",
@@ -66,6 +69,8 @@ __all__ = [
     "bidirectional",
     "chunked",
     "clip_by_global_norm",
+    "constrained",
+    "constraints",
     "deep_rnn",
     "dense",
     "diagnostics",

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxrnn._checks import check_floating_dtype, check_positive
+from jaxrnn._checks import check_floating_dtype, check_fraction, check_function, check_positive
 from jaxrnn._types import Array, Initializer, Key, Shape, accumulation_dtype
 
 
@@ -85,10 +85,83 @@ def scaled_spectral_radius(radius: float | Array) -> Initializer:
         _check_square(shape)
         dtype = check_floating_dtype("dtype", dtype)
         w = jax.random.normal(key, shape, accumulation_dtype(dtype))
-        scale = jnp.asarray(radius, w.dtype) / _largest_absolute_eigenvalue(w)
-        return (w * scale).astype(dtype)
+        return _scale_to_radius(w, jnp.asarray(radius, w.dtype)).astype(dtype)
 
     return init
+
+
+def with_spectral_radius(radius: float | Array, init: Initializer) -> Initializer:
+    """What `init` draws, scaled so that its largest absolute eigenvalue is `radius`, as in
+    `scaled_spectral_radius`. A matrix whose powers vanish is left as it is."""
+    radius = check_positive("radius", radius)
+    check_function("init", init)
+
+    def scaled(key: Key, shape: Shape, dtype: Any = jnp.float32) -> Array:
+        _check_square(shape)
+        dtype = check_floating_dtype("dtype", dtype)
+        w = init(key, shape, accumulation_dtype(dtype))
+        return _scale_to_radius(w, jnp.asarray(radius, w.dtype)).astype(dtype)
+
+    return scaled
+
+
+def sparse(density: float | Array, init: Initializer) -> Initializer:
+    """What `init` draws, with each entry kept with probability `density`, and those divided by
+    ``sqrt(density)``, so that the variance of the sum of a unit's inputs remains."""
+    density = check_positive("density", density)
+    check_function("init", init)
+    if isinstance(density, float) and density > 1:
+        raise ValueError(f"density is {density}, expected a number above 0 and at most 1")
+
+    def thinned(key: Key, shape: Shape, dtype: Any = jnp.float32) -> Array:
+        key_init, key_kept = jax.random.split(key)
+        w = init(key_init, shape, dtype)
+        kept = jax.random.bernoulli(key_kept, density, shape)
+        return jnp.where(kept, w / jnp.sqrt(jnp.asarray(density, w.dtype)), jnp.zeros_like(w))
+
+    return thinned
+
+
+def dale(fraction: float, init: Initializer) -> Initializer:
+    """Excitatory and inhibitory units: a matrix whose columns have one sign each.
+
+    The first ``round(fraction * H)`` columns are at least 0 and the others at most 0, with the
+    absolute values of what `init` draws; inhibition is scaled so that it balances excitation in the
+    sum, and then everything so that the spectral radius remains.
+
+    Source: Song, Yang & Wang 2016, "Training excitatory-inhibitory recurrent neural networks for
+    cognitive tasks: a simple and flexible framework", "Initialization".
+    """
+    check_positive("fraction", fraction)
+    check_fraction("fraction", fraction)
+    check_function("init", init)
+
+    def signed(key: Key, shape: Shape, dtype: Any = jnp.float32) -> Array:
+        _check_square(shape)
+        dtype = check_floating_dtype("dtype", dtype)
+        w = init(key, shape, accumulation_dtype(dtype))
+        signs = jnp.where(jnp.arange(shape[0]) < round(fraction * shape[0]), 1.0, -1.0)
+        return balance(w, signs).astype(dtype)
+
+    return signed
+
+
+def balance(w: Array, signs: Any) -> Array:
+    """The absolute values of `w` [H, H] with the sign of each column, inhibition scaled so that it
+    balances excitation in the sum, and everything so that the spectral radius remains."""
+    signs = jnp.asarray(signs, w.dtype)
+    sizes = jnp.abs(w)
+    sums = jnp.sum(sizes, axis=0)
+    excitation, inhibition = (jnp.sum(jnp.where(signs == s, sums, 0)) for s in (1, -1))
+    both = (excitation > 0) & (inhibition > 0)
+    ratio = jnp.where(both, excitation / jnp.where(both, inhibition, 1), 1)
+    scales = jnp.where(signs > 0, 1, -ratio)
+    return _scale_to_radius(sizes * jnp.broadcast_to(scales, w.shape), spectral_radius(w))
+
+
+def spectral_radius(w: Array) -> Array:
+    """The largest absolute eigenvalue of a matrix; 0 for one whose powers vanish."""
+    return _largest_absolute_eigenvalue(w)
 
 
 def normal(stddev: float | Array | None = None) -> Initializer:
@@ -132,6 +205,11 @@ def _one_over_sqrt_units(shape: Shape) -> float:
     return 1 / math.sqrt(shape[-1])
 
 
+def _scale_to_radius(w: Array, radius: Array) -> Array:
+    own = _largest_absolute_eigenvalue(w)
+    return w * jnp.where(own > 0, radius / jnp.where(own > 0, own, 1), 1)
+
+
 def _largest_absolute_eigenvalue(w: Array, squarings: int = 24) -> Array:
     """Gelfand's formula. After each squaring the norm is divided out and added as a logarithm."""
 
@@ -139,8 +217,11 @@ def _largest_absolute_eigenvalue(w: Array, squarings: int = 24) -> Array:
         power, log_norm = carry  # W^k = exp(log_norm) * power
         squared = power @ power
         norm = jnp.linalg.norm(squared)
-        return (squared / norm, 2 * log_norm + jnp.log(norm)), None
+        return (divide(squared, norm), 2 * log_norm + jnp.log(norm)), None
+
+    def divide(power: Array, norm: Array) -> Array:
+        return power / jnp.where(norm > 0, norm, 1)
 
     norm = jnp.linalg.norm(w)
-    (_, log_norm), _ = lax.scan(square, (w / norm, jnp.log(norm)), length=squarings)
+    (_, log_norm), _ = lax.scan(square, (divide(w, norm), jnp.log(norm)), length=squarings)
     return jnp.exp(log_norm / 2**squarings)

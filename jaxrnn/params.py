@@ -224,3 +224,8 @@ def draw_weights(name: str, init: Initializer, key: Key, shape: Shape, dtype: An
     value = as_array(f"the result of {name}", init(key, shape, dtype))
     check_shape(f"the result of {name}", value, shape)
     return value.astype(dtype)
+
+
+def split_key(key: Key | None, count: int) -> list[Any]:
+    """`count` keys of one; without one, None for each."""
+    return [None] * count if key is None else list(jax.random.split(key, count))

@@ -1,6 +1,13 @@
 """Layers, records of pure functions, and networks composed of them."""
 
-from jaxrnn.layers.combinators import bidirectional, chunked, deep_rnn, residual, stack
+from jaxrnn.layers.combinators import (
+    bidirectional,
+    chunked,
+    constrained,
+    deep_rnn,
+    residual,
+    stack,
+)
 from jaxrnn.layers.contract import Inputs, Layer, make_layer
 from jaxrnn.layers.feedback import generate
 from jaxrnn.layers.pointwise import DenseParams, DropoutState, dense, dropout, embedding
@@ -13,6 +20,7 @@ __all__ = [
     "Layer",
     "bidirectional",
     "chunked",
+    "constrained",
     "deep_rnn",
     "dense",
     "dropout",

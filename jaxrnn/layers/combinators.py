@@ -1,4 +1,4 @@
-"""Networks from layers: in sequence, in both directions, around, and cut in time."""
+"""Networks from layers: in sequence, in both directions, around, constrained, cut in time."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from jax import lax
 
 from jaxrnn._checks import check_key, check_size
 from jaxrnn._types import Array, Key, Params, Shape, State
+from jaxrnn.constraints import Constraint, check_constraint
 from jaxrnn.layers.contract import Inputs, Layer, check_layer, make_layer
 from jaxrnn.layers.pointwise import dense, dropout
 from jaxrnn.layers.recurrent import vanilla_rnn
+from jaxrnn.params import split_key
 from jaxrnn.recurrence.chunks import scan_chunks
 from jaxrnn.recurrence.reference import find_restarts, restart, select
 
@@ -41,7 +43,7 @@ def stack(*layers: Layer) -> Layer:
 
     def run(params: Params, state: State, inputs: Inputs, key: Key | None) -> tuple[State, Array]:
         states = []
-        for layer, p, s, k in zip(layers, params, state, _split(key, len(layers)), strict=True):
+        for layer, p, s, k in zip(layers, params, state, split_key(key, len(layers)), strict=True):
             after, ys = layer.run(p, s, inputs, k)
             states.append(after)
             inputs = inputs._replace(xs=ys)
@@ -97,7 +99,7 @@ def bidirectional(forward: Layer, backward: Layer) -> Layer:
 
     def run(params: Params, state: State, inputs: Inputs, key: Key | None) -> tuple[State, Array]:
         opposite = inputs._replace(reverse=not inputs.reverse)
-        keys = _split(key, 2)
+        keys = split_key(key, 2)
         ahead, ys = forward.run(params[0], state[0], inputs, keys[0])
         behind, reverse_ys = backward.run(params[1], state[1], opposite, keys[1])
         return (ahead, behind), jnp.concatenate([ys, reverse_ys], axis=-1)
@@ -130,6 +132,37 @@ def residual(layer: Layer) -> Layer:
         return state, ys + inputs.xs.astype(ys.dtype)
 
     return make_layer(*sizes, layer.init, layer.initial_state, run, causal=layer.causal)
+
+
+def constrained(layer: Layer, constraint: Constraint) -> Layer:
+    """The layer with parameters that `constraint` makes of free ones, once per call.
+
+    See `jaxrnn.constraints`. Parameters: ``constraint.init(key, params)`` of the layer's. State:
+    the layer's.
+    """
+    check_layer("layer", layer)
+    check_constraint("constraint", constraint)
+
+    def init(key: Key) -> Params:
+        key_layer, key_free = jax.random.split(key)
+        return constraint.init(key_free, layer.init(key_layer))
+
+    def initial_state(free: Params, batch_shape: Shape) -> State:
+        return layer.initial_state(constraint.apply(free), batch_shape)
+
+    def run(free: Params, state: State, inputs: Inputs, key: Key | None) -> tuple[State, Array]:
+        key_params, key_layer = split_key(key, 2)
+        return layer.run(constraint.apply(free, key=key_params), state, inputs, key_layer)
+
+    return make_layer(
+        layer.input_size,
+        layer.output_size,
+        init,
+        initial_state,
+        run,
+        causal=layer.causal,
+        reads_tokens=layer.reads_tokens,
+    )
 
 
 def chunked(layer: Layer, size: int, *, remat: bool = False, stop_gradient: bool = False) -> Layer:
@@ -209,7 +242,3 @@ def _init_each(layers: tuple[Layer, ...]) -> tuple[Callable[[Key], Params], Call
         )
 
     return init, initial_state
-
-
-def _split(key: Key | None, count: int) -> list[Any]:
-    return [None] * count if key is None else list(jax.random.split(key, count))
