@@ -27,6 +27,7 @@ frame of each piece.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,8 +59,8 @@ from experiments.music.joint import (
     score_joint_networks,
     score_joint_pieces,
 )
-from experiments.music.networks import drop_connect, plain_network, sample, sharing_network
-from experiments.music.pieces import Pieces, arrange_pieces, draw_batch
+from experiments.music.networks import plain_network, sample, sharing_network
+from experiments.music.pieces import Pieces, arrange_pieces, draw_batch, measure_growth
 from experiments.music.sampling import continue_roll, sample_continuations
 from experiments.music.scoring import score_batch, score_models, score_pieces
 from experiments.shared.findings import Data, Result
@@ -81,14 +82,8 @@ from experiments.shared.training import (
     start_networks,
     train,
 )
-from jaxrnn import (
-    Array,
-    Key,
-    Layer,
-    Params,
-    TrainState,
-    make_train_step,
-)
+from jaxrnn import Array, Key, Layer, Params, TrainState, make_train_step
+from jaxrnn.constraints import drop_connect
 
 _COUNTED = 32  # samples whose notes are counted
 
@@ -110,7 +105,8 @@ class Config(TrainConfig):
     keys_size: Positive = 48
     """Hidden units of the network that runs over the keys of a frame."""
     drop_connect: Fraction = 0.5
-    """Share of the recurrent weights that each training step drops."""
+    """Share of the recurrent weights that each training step drops, with up to 12,500 frames to
+    train on; it falls as their number grows beyond."""
     dropout: Fraction = 0.2
     """Dropout rate of the outputs of each hidden layer."""
     input_dropout: Fraction = 0.1
@@ -140,7 +136,8 @@ class Config(TrainConfig):
     seeds: Positive = 5
     """Networks in the ensemble, trained in one vmapped call, and as many plain networks."""
     steps: Positive = 4000
-    """Maximum number of training steps; validation may stop a network earlier."""
+    """Maximum number of training steps with up to 12,500 frames to train on; it grows as the square
+    root of their number. Validation may stop a network earlier."""
     eval_every: Positive = 100
     """Training steps between validations, in one compiled call."""
     patience: Positive = 15
@@ -164,23 +161,27 @@ def run(config: Config, progress: Tick) -> Result:
             f"--sample-frames is {config.sample_frames}, expected more than --primed "
             f"{config.primed}"
         )
-    import_extra("mido")  # fails now rather than after the training
+    import_extra("mido")  # fails now, not after the training
     sizes = config.hidden_size, config.layers, config.dropout, config.input_dropout
     joint = joint_network(*sizes, config.keys_size)
     if config.source is not None:
         return _use(config, config.source, joint)
     if config.prime is not None:
         raise InputError("--prime is what networks continue that --from names")
-    rolls = _read(config, within(progress, 0.0, 0.05, "data"))
+    reading = within(progress, 0.0, 0.05, "data")
+    rolls = load_chorales(reading) if config.data is None else read_mat(config.data)
     pieces, silent = arrange_pieces(rolls), arrange_pieces(begin_with_silence(rolls))
     network, plain = sharing_network(*sizes), plain_network()
     task, start = _make_task(config, pieces, network)
-    trained = train(task, start, config, within(progress, 0.05, 0.3, "network"))
+    steps = round(config.steps * math.sqrt(measure_growth(pieces)))
+    part = within(progress, 0.05, 0.3, "network")
+    trained = train(task, start, config, part, steps=steps)
     task, start = _make_plain_task(config, pieces, plain)
     part = within(progress, 0.3, 0.4, "plain network")
     plainly = train(task, start, config, part, steps=config.plain_steps)
     task, start = _make_joint_task(config, silent, joint)
-    jointly = train(task, start, config, within(progress, 0.4, 0.95, "network over keys"))
+    part = within(progress, 0.4, 0.95, "network over keys")
+    jointly = train(task, start, config, part, steps=steps)
     _keep(config, rolls, (network, trained), (plain, plainly), (joint, jointly))
     progress(0.95, "scoring and sampling")
     test = score_models(rolls, pieces.test, (network, trained.params), (plain, plainly.params))
@@ -264,22 +265,20 @@ def _use(config: Config, source: Path, network: JointNetwork) -> Result:
     return Result({"name": name, "samples": samples}, [], said if shift else "")
 
 
-def _read(config: Config, tick: Tick) -> PianoRolls:
-    return load_chorales(tick) if config.data is None else read_mat(config.data)
-
-
 # Training
 
 
 def _make_task(config: Config, pieces: Pieces, network: Layer) -> tuple[Task, TrainState]:
     def loss_fn(params: Params, batch: Any, key: Key) -> tuple[Array, dict[str, Array]]:
         key_weights, key_units = jax.random.split(key)
-        layers = drop_connect(params[0], config.drop_connect, key_weights)
+        layers = dropped.apply(params[0], key=key_weights)
         return score_batch(network, (layers, params[1]), batch, key_units), {}
 
+    dropped = drop_connect(config.drop_connect / measure_growth(pieces))
     batch = (config.batch_size, config.window)
-    validate = functools.partial(_validate, network, pieces)
-    return _start(config, pieces, network, "network", loss_fn, validate, _adamw(config), batch)
+    validate = functools.partial(score_pieces, network, pieces=pieces.valid)
+    optimizer = _adamw(config, pieces)
+    return _start(config, pieces, network, "network", loss_fn, validate, optimizer, batch)
 
 
 def _make_joint_task(
@@ -287,27 +286,27 @@ def _make_joint_task(
 ) -> tuple[Task, TrainState]:
     def loss_fn(params: Params, batch: Any, key: Key) -> tuple[Array, dict[str, Array]]:
         key_weights, key_units = jax.random.split(key)
-        layers = drop_connect(params.channels, config.drop_connect, key_weights)
+        layers = dropped.apply(params.channels, key=key_weights)
         return score_joint_batch(network, params._replace(channels=layers), batch, key_units), {}
+
+    dropped = drop_connect(config.drop_connect / measure_growth(pieces))
 
     def validate(params: Params) -> Array:
         return score_joint_pieces(network, params, pieces.valid)[1]
 
     batch = max(config.batch_size // 2, 1), config.window  # a frame is 88 steps
-    return _start(config, pieces, network, "joint", loss_fn, validate, _adamw(config), batch)
+    optimizer = _adamw(config, pieces)
+    return _start(config, pieces, network, "joint", loss_fn, validate, optimizer, batch)
 
 
-def _adamw(config: Config) -> optax.GradientTransformation:
+def _adamw(config: Config, pieces: Pieces) -> optax.GradientTransformation:
+    steps = round(config.steps * math.sqrt(measure_growth(pieces)))
     rate = optax.warmup_cosine_decay_schedule(
-        0.0, config.learning_rate, min(100, config.steps // 10), config.steps
+        0.0, config.learning_rate, min(100, steps // 10), steps
     )
     return optax.chain(
         optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=config.weight_decay)
     )
-
-
-def _validate(network: Layer, pieces: Pieces, params: Params) -> Array:
-    return score_pieces(network, params, pieces.valid)
 
 
 def _make_plain_task(config: Config, pieces: Pieces, network: Layer) -> tuple[Task, TrainState]:
@@ -317,7 +316,7 @@ def _make_plain_task(config: Config, pieces: Pieces, network: Layer) -> tuple[Ta
 
     optimizer = optax.adam(config.plain_learning_rate)
     batch = (config.plain_batch_size, pieces.train.shape[0])
-    validate = functools.partial(_validate, network, pieces)
+    validate = functools.partial(score_pieces, network, pieces=pieces.valid)
     return _start(config, pieces, network, "plain", loss_fn, validate, optimizer, batch)
 
 

@@ -18,7 +18,6 @@ from jaxrnn import (
     Key,
     Layer,
     Params,
-    RNNParams,
     dense,
     dropout,
     generate,
@@ -139,20 +138,6 @@ def _sharing(layer: Layer) -> Layer:
         return state, narrow(params[1], ys, inputs.xs)
 
     return make_layer(KEYS, KEYS, init, initial_state, run)
-
-
-def drop_connect(layers: Params, rate: float, key: Key) -> Params:
-    """Drop recurrent weights of a `channel_network`, the same at every time step, and scale up the
-    others."""
-
-    def drop(layer: Params, key: Key) -> Params:
-        if not isinstance(layer, RNNParams):
-            return layer
-        kept = jax.random.bernoulli(key, 1 - rate, layer.w_hh.shape)
-        return layer._replace(w_hh=jnp.where(kept, layer.w_hh / (1 - rate), 0.0))
-
-    keys = jax.random.split(key, len(layers))
-    return tuple(drop(layer, k) for layer, k in zip(layers, keys, strict=True))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

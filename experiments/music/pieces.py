@@ -12,6 +12,7 @@ from experiments.data.piano_rolls import PianoRolls
 from jaxrnn import Array, Key, pack_sequences, pad_sequences
 
 _ROWS = 16  # of packed pieces
+_MANY_FRAMES = 12_500  # as the chorales have to train on
 
 
 class PackedPieces(NamedTuple):
@@ -42,6 +43,11 @@ def arrange_pieces(rolls: PianoRolls) -> Pieces:
     padded, _ = pad_sequences(rolls.train)
     lengths = jnp.asarray([len(roll) for roll in rolls.train], jnp.int32)
     return Pieces(padded, lengths, pack_pieces(rolls.valid), pack_pieces(rolls.test))
+
+
+def measure_growth(pieces: Pieces) -> float:
+    """The frames to train on, as a multiple of those of the chorales; at least 1."""
+    return max(int(jnp.sum(pieces.lengths)) / _MANY_FRAMES, 1.0)
 
 
 def pack_pieces(rolls: list[np.ndarray]) -> PackedPieces:

@@ -34,6 +34,7 @@ def judge(data: Data) -> list[Finding]:
             f"{describe_seeds(data['network']['validation'])}",
             mean < _TARGET,
         ),
+        *_judge_wide(data),
         *_judge_adapted(data),
         Finding(
             "words",
@@ -42,6 +43,21 @@ def judge(data: Data) -> list[Finding]:
             f"{words['known']} of {words['sampled']}",
             words["known"] >= 0.8 * words["sampled"] > 0,
         ),
+    ]
+
+
+def _judge_wide(data: Data) -> list[Finding]:
+    if data["wide"] is None:
+        return []
+    deep, wide = data["network"]["test"], data["wide"]["test"]
+    return [
+        Finding(
+            "deep",
+            "Deep, it predicts better than one wide layer of as many weights.",
+            "its nats per character are fewer",
+            f"{describe_seeds(deep)} nats; one wide layer {describe_seeds(wide)}",
+            float(np.mean(deep)) < float(np.mean(wide)),
+        )
     ]
 
 

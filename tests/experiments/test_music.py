@@ -16,8 +16,8 @@ from experiments.music.joint import (
     score_joint_networks,
     score_joint_pieces,
 )
-from experiments.music.networks import drop_connect, plain_network, sharing_network
-from experiments.music.pieces import arrange_pieces, draw_batch, pack_pieces
+from experiments.music.networks import plain_network, sharing_network
+from experiments.music.pieces import arrange_pieces, draw_batch, measure_growth, pack_pieces
 from experiments.music.sampling import continue_roll
 from experiments.music.scoring import score_markov, score_pieces
 from experiments.shared.options import InputError
@@ -83,19 +83,15 @@ def test_the_readout_moves_with_the_keys_where_the_network_says_nothing():
     assert np.ptp(one) > 0.01
 
 
-def test_dropped_recurrent_weights_are_zero_and_the_others_keep_their_mean():
-    params, _ = sharing_network(100, 1, 0.0, 0.0).init(jax.random.key(0))
-    dropped = drop_connect(params, 0.25, jax.random.key(1))
-    changed = [
-        (got, expected)
-        for got, expected in zip(jax.tree.leaves(dropped), jax.tree.leaves(params), strict=True)
-        if not np.array_equal(got, expected)
-    ]
-    ((got, expected),) = changed  # the recurrent matrix alone
-    assert got.shape == (100, 100)
-    kept = np.asarray(got) != 0
-    assert abs(kept.mean() - 0.75) < 5 * np.sqrt(0.75 * 0.25 / 1e4)
-    np.testing.assert_allclose(got[kept], expected[kept] / 0.75, rtol=1e-6)
+def test_a_collection_as_small_as_the_chorales_trains_as_they_do_and_a_larger_one_longer():
+    small, large = (
+        arrange_pieces(
+            PianoRolls("made", [np.zeros((frames, KEYS), np.uint8)], *[draw_rolls()] * 2)
+        )
+        for frames in (100, 50_000)
+    )
+    assert measure_growth(small) == 1
+    assert measure_growth(large) == 4
 
 
 def test_a_batch_holds_stretches_of_pieces_and_marks_what_lies_behind_them():
