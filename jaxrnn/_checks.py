@@ -6,6 +6,7 @@ a ``TypeError``; a wrong size, shape, dtype or number is a ``ValueError``.
 
 from __future__ import annotations
 
+import inspect
 import numbers
 from typing import Any
 
@@ -106,6 +107,18 @@ def check_function(name: str, value: Any) -> None:
     """Refuse what cannot be called."""
     if not callable(value):
         raise TypeError(f"{name} is {value!r:.60}, expected a function")
+
+
+def check_call(name: str, function: Any, expected: str, count: int) -> None:
+    """Refuse a function that does not take `count` positional arguments."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # of some built-in functions
+        return
+    try:
+        signature.bind(*[None] * count)
+    except TypeError:
+        raise TypeError(f"{name} takes {signature}, expected {expected}") from None
 
 
 def check_elementwise(activation: Activation, shape: Shape, dtype: Any) -> None:

@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxrnn._checks import (
     as_array,
+    check_call,
     check_elementwise,
     check_floating,
     check_function,
@@ -205,7 +206,16 @@ def vary_with(values: Any, like: Any) -> Any:
     """`values`, as if computed from `like`: a loop that starts from them under ``vmap`` or in
     ``jax.shard_map`` then carries one type, whatever its body mixes them with."""
     zero = functools.reduce(operator.or_, map(jnp.any, jax.tree.leaves(like))) & False
-    return jax.tree.map(lambda leaf: leaf + zero.astype(leaf.dtype), values)
+
+    def vary(leaf: Array) -> Array:
+        if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return leaf + zero.astype(leaf.dtype)
+        data = jax.random.key_data(leaf)
+        return jax.random.wrap_key_data(
+            data + zero.astype(data.dtype), impl=jax.random.key_impl(leaf)
+        )
+
+    return jax.tree.map(vary, values)
 
 
 def initial_unit_state(params: RNNParams | Cell) -> Array:
@@ -221,6 +231,7 @@ def draw_weights(name: str, init: Initializer, key: Key, shape: Shape, dtype: An
     """What the initializer called `name` returns, checked."""
     check_function(name, init)
     check_key("key", key)
+    check_call(name, init, "(key, shape, dtype)", 3)
     value = as_array(f"the result of {name}", init(key, shape, dtype))
     check_shape(f"the result of {name}", value, shape)
     return value.astype(dtype)

@@ -110,6 +110,7 @@ INPUT = [
 ]
 # Each with what a size, a positive number and a fraction may not be.
 SIZES = [(0, ValueError), (-1, ValueError), (2.0, TypeError), (True, TypeError), ("2", TypeError)]
+NOT_NEGATIVE = SIZES[1:]  # 0 inputs make an autonomous system
 POSITIVE = [(0.0, ValueError), (-1.0, ValueError), (np.inf, ValueError), (True, TypeError)]
 FRACTIONS = [(1, ValueError), (-0.1, ValueError), (np.nan, ValueError), ("0.5", TypeError)]
 
@@ -151,7 +152,7 @@ def cell_rows():
 
 def initializer_rows():
     init = functools.partial(jaxrnn.init_rnn, KEY)
-    yield from numbers("init_rnn", lambda size: init(size, H), "input_size", SIZES)
+    yield from numbers("init_rnn", lambda size: init(size, H), "input_size", NOT_NEGATIVE)
     yield from numbers("init_rnn", lambda size: init(D, size), "hidden_size", SIZES)
     for what, bad, error, name, got in [
         ("dtype of ints", {"dtype": np.int32}, ValueError, "dtype", "int32"),
@@ -216,7 +217,7 @@ def of_layer(label, layer, params, good_xs, rows):
 
 def vanilla_rows():
     make, layer = jaxrnn.vanilla_rnn, jaxrnn.vanilla_rnn(D, H)
-    yield from numbers("vanilla_rnn", lambda size: make(size, H), "input_size", SIZES)
+    yield from numbers("vanilla_rnn", lambda size: make(size, H), "input_size", NOT_NEGATIVE)
     yield from numbers("vanilla_rnn", lambda size: make(D, size), "hidden_size", SIZES)
     yield from numbers("vanilla_rnn", lambda n: make(D, H, chunk_size=n), "chunk_size", SIZES)
     narrow = RNNParams(ones(9, D), ones(9, 9))
@@ -330,7 +331,7 @@ def scanned_rows():
         good = [D, D, lambda key: (), lambda params, batch_shape=(): (), lambda p, s, x: (s, x)]
         return jaxrnn.scanned(*[value if at in bad_at else g for at, g in enumerate(good)])
 
-    yield from numbers("scanned", lambda size: make(0, value=size), "input_size", SIZES)
+    yield from numbers("scanned", lambda size: make(0, value=size), "input_size", NOT_NEGATIVE)
     yield from numbers("scanned", lambda size: make(1, value=size), "output_size", SIZES)
     for at, name in [(2, "init"), (3, "initial_state"), (4, "step")]:
         call = functools.partial(make, at, value=None)

@@ -3,8 +3,9 @@
 Claims: a training step is faster than in every other framework, a gradient faster than autodiff of
 the plain scan, and large networks run at the rate of one large matrix product; `unroll` chooses its
 chunk size and its strategy well; many small networks run faster under one `vmap` than one after
-another; compiling takes no longer, time per step does not grow with T, and memory need not. Each
-row of the table states its threshold; a measurement beyond it refutes the claim.
+another; compiling takes no longer, time per step does not grow with T, and memory need not; a leak
+costs little, and a matrix of low rank saves time. Each row of the table states its threshold; a
+measurement beyond it refutes the claim.
 
 Forward pass, gradient and training step (gradient and Adam), float32, at six shapes, for a deep
 network, for a ragged batch and for many networks at once. All contenders have the same weights, and
@@ -47,6 +48,7 @@ from experiments.bench.entrants import Entrant, Unavailable, interleave, matrix_
 from experiments.bench.findings import judge
 from experiments.bench.scaling import measure_compiling, measure_lengths, measure_memory
 from experiments.bench.tables import write_tables
+from experiments.bench.variants import judge_variants, measure_variants
 from experiments.shared.findings import Data, Result
 from experiments.shared.options import NotNegative, Positive, RunConfig
 from experiments.shared.output import Tick, within
@@ -123,7 +125,9 @@ def run(config: Config, progress: Tick) -> Result:
     compiling = measure_compiling(cases, config.lengths, repeats)
     progress(0.92, "time per step at several lengths")
     lengths = measure_lengths(config.lengths, *effort)
-    progress(0.97, "memory of a long sequence")
+    progress(0.94, "leak, noise, constraints")
+    variants = measure_variants(cases, *effort, quick=config.quick)
+    progress(0.98, "memory of a long sequence")
     memory = measure_memory(config.long, config.layers, config.seed)
     data = {
         "rows": rows,
@@ -134,8 +138,9 @@ def run(config: Config, progress: Tick) -> Result:
         "compiling": compiling,
         "lengths": lengths,
         "memory": memory,
+        "variants": variants,
     }
-    return Result(data, judge(data), write_tables(data))
+    return Result(data, judge(data) + judge_variants(variants), write_tables(data))
 
 
 def _shorten(config: Config) -> Config:

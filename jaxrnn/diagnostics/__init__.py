@@ -12,7 +12,7 @@ Invalid arguments raise a TypeError or ValueError that names the argument. Param
 inputs that do not fit the layer are rejected by the layer itself.
 """
 
-from jaxrnn.diagnostics.equilibria import FixedPoints, fixed_points
+from jaxrnn.diagnostics.equilibria import FixedPoints, distinct_points, fixed_points
 from jaxrnn.diagnostics.forgetting import memory_length, parallel_report, recommend_parallel
 from jaxrnn.diagnostics.gradients import (
     gradient_norms_by_lag,
@@ -26,6 +26,7 @@ from jaxrnn.recurrence.side_by_side import ParallelReport
 __all__ = [
     "FixedPoints",
     "ParallelReport",
+    "distinct_points",
     "fixed_points",
     "gradient_norms_by_lag",
     "jacobian_singular_values",

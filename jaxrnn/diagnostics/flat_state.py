@@ -68,11 +68,11 @@ def flatten_step(
     _check_causal(layer)
     inputs = as_array(name, inputs)
     run, rank = (layer.unroll, 2) if name == "xs" else (layer.step, 1)
-    after, ys = jax.eval_shape(run, params, state, inputs)  # the layer rejects what does not fit
-    if ys.ndim != rank:
+    if inputs.ndim > (rank - 1 if layer.reads_tokens else rank):
         raise ValueError(
             f"{name} has shape {inputs.shape}, expected no batch axes (vmap for more sequences)"
         )
+    after, _ = jax.eval_shape(run, params, state, inputs)  # the layer rejects what does not fit
     initial = layer.initial_state(params)
     state = jax.tree.map(
         lambda given, start: start if given is None else given,
@@ -80,7 +80,7 @@ def flatten_step(
         initial,
         is_leaf=lambda node: node is None,
     )
-    state = jax.tree.map(lambda leaf, like: jnp.asarray(leaf).astype(like.dtype), state, after)
+    state = jax.tree.map(_cast_to, state, after)
     state = vary_with(state, (inputs, params))
     flatten, unflatten = _make_flattening(state)
 
@@ -91,13 +91,24 @@ def flatten_step(
     return FlatStep(advance, flatten, unflatten, flatten(state), inputs)
 
 
+def is_floating(leaf: Any) -> bool:
+    """Whether a leaf of a state is one of floating-point numbers."""
+    return bool(jnp.issubdtype(leaf.dtype, jnp.floating))
+
+
+def _cast_to(leaf: Array, like: Array) -> Array:
+    if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):  # which cannot be cast
+        return leaf
+    return jnp.asarray(leaf).astype(like.dtype)
+
+
 def _make_flattening(
     like: State,
 ) -> tuple[Callable[[State], FlatState], Callable[[FlatState], State]]:
     """Functions from State to FlatState and back, for states of the structure of `like`."""
     leaves, structure = jax.tree.flatten(like)
-    floating = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
-    numbers = [leaf for leaf, is_floating in zip(leaves, floating, strict=True) if is_floating]
+    floating = [is_floating(leaf) for leaf in leaves]
+    numbers = [leaf for leaf, counts in zip(leaves, floating, strict=True) if counts]
     if not any(leaf.size for leaf in numbers):
         raise ValueError("layer has a state without floating-point numbers, expected some")
     dtype = max((accumulation_dtype(leaf.dtype) for leaf in numbers), key=lambda d: d.itemsize)
@@ -105,16 +116,16 @@ def _make_flattening(
 
     def flatten(state: State) -> FlatState:
         pairs = list(zip(map(jnp.asarray, jax.tree.leaves(state)), floating, strict=True))
-        vector, _ = ravel_pytree([leaf.astype(dtype) for leaf, is_floating in pairs if is_floating])
-        return FlatState(vector, tuple(leaf for leaf, is_floating in pairs if not is_floating))
+        vector, _ = ravel_pytree([leaf.astype(dtype) for leaf, counts in pairs if counts])
+        return FlatState(vector, tuple(leaf for leaf, counts in pairs if not counts))
 
     def unflatten(flat: FlatState) -> State:
         others, numbers = iter(flat.others), iter(unravel(flat.vector))
         return jax.tree.unflatten(
             structure,
             [
-                next(numbers).astype(leaf.dtype) if is_floating else next(others)
-                for leaf, is_floating in zip(leaves, floating, strict=True)
+                next(numbers).astype(leaf.dtype) if counts else next(others)
+                for leaf, counts in zip(leaves, floating, strict=True)
             ],
         )
 
@@ -124,6 +135,8 @@ def _make_flattening(
 def make_zero_input(layer: Layer, params: Params) -> Array:
     """An input of zeros for one step, in the dtype of the state."""
     _check_causal(layer)
+    if layer.reads_tokens:
+        raise ValueError("inputs are not given, expected tokens: no token stands for zero")
     leaves = jax.tree.leaves(layer.initial_state(params))
     dtypes = [leaf.dtype for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
     return jnp.zeros((layer.input_size,), *dtypes[:1])

@@ -13,13 +13,15 @@ from jaxrnn._types import Array
 from jaxrnn.diagnostics.log_products import orthogonalize
 from jaxrnn.params import vary_with
 
+_MOST_REFUSED = 12
+
 
 def levenberg_marquardt(residual: Callable[[Array], Array], start: Array, num_steps: int) -> Array:
-    """A local minimum of ``||residual(v)||^2``, from `start` [N].
+    """A local minimum of ``||residual(v)||^2``, from `start` [N], after at most `num_steps` steps.
 
     Each step solves min ||J d + residual||^2 + damping ||d||^2 by QR. It is accepted, and the
     damping reduced, if the sum of squares decreases; otherwise the damping grows. A step to NaN is
-    never accepted.
+    never accepted. It ends when twelve steps in a row were not accepted: rounding is reached.
 
     Source: Marquardt 1963, "An algorithm for least-squares estimation of nonlinear parameters".
     """
@@ -27,8 +29,11 @@ def levenberg_marquardt(residual: Callable[[Array], Array], start: Array, num_st
     eye = jnp.eye(size, dtype=start.dtype)
     eps = float(jnp.finfo(start.dtype).eps)
 
-    def body(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
-        at, damping = carry
+    def searching(carry: tuple[Array, Array, Array, Array]) -> Array:
+        return (carry[2] < num_steps) & (carry[3] < _MOST_REFUSED)
+
+    def body(carry: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
+        at, damping, step, refused = carry
         error = residual(at)
         jacobian = jax.jacfwd(residual)(at)
         root = jnp.sqrt(damping) * jnp.max(jnp.abs(jacobian))
@@ -38,7 +43,9 @@ def levenberg_marquardt(residual: Callable[[Array], Array], start: Array, num_st
         # 1/8 or 4, not by selection, which fails under vmap on an explicit mesh (jax 0.10.0).
         factor = 4 - 3.875 * better.astype(damping.dtype)
         damping = jnp.clip(damping * factor, eps**2, 1 / eps)
-        return (jnp.where(better, trial, at), damping), None
+        refused = (refused + 1) * (~better).astype(refused.dtype)
+        return jnp.where(better, trial, at), damping, step + 1, refused
 
-    initial = start, jnp.asarray(1e-2, start.dtype)
-    return lax.scan(body, vary_with(initial, residual(start)), length=num_steps)[0][0]
+    counts = jnp.int32(0), jnp.int32(0)
+    initial = (start, jnp.asarray(1e-2, start.dtype), *counts)
+    return lax.while_loop(searching, body, vary_with(initial, residual(start)))[0]

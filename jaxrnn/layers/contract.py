@@ -115,7 +115,15 @@ def make_layer(
 
     def start(params: Params, batch_shape: Shape = ()) -> State:
         check_batch_shape(batch_shape)
-        return initial_state(params, tuple(batch_shape))
+        batch_shape = tuple(batch_shape)
+        state = initial_state(params, batch_shape)
+        shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(state)]
+        if any(shape[: len(batch_shape)] != batch_shape for shape in shapes):
+            raise ValueError(
+                f"initial_state returns leaves of shapes {shapes}, expected each to begin with the "
+                f"batch_shape {batch_shape}"
+            )
+        return state
 
     def run_masked(params: Params, state: State, inputs: Inputs, key: Key | None) -> Any:
         state, ys = run(params, state, inputs, key)

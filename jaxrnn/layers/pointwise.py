@@ -51,6 +51,7 @@ def dense(
     `w_init` is an initializer from ``jax.nn.initializers``, called with ``(D, O)``; the default has
     variance 1/D. Parameters: `DenseParams`. State: ().
     """
+    input_size = check_size("input_size", input_size)
     dtype = check_floating_dtype("dtype", dtype)
     w_init = jax.nn.initializers.lecun_normal() if w_init is None else w_init
 

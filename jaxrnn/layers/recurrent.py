@@ -12,6 +12,7 @@ from jax import lax
 
 from jaxrnn._checks import (
     check_activation,
+    check_flag,
     check_floating_dtype,
     check_function,
     check_per_unit,
@@ -110,35 +111,69 @@ def scanned(
     output_size: int,
     init: Callable[[Key], Params],
     initial_state: Callable[[Params, Shape], State],
-    step: Callable[[Params, State, Array], tuple[State, Array]],
+    step: Callable[..., tuple[State, Array]],
+    *,
+    keyed: bool = False,
+    reads_tokens: bool = False,
 ) -> Layer:
     """A layer of any pure step, with the masks, resets and composition of every other layer.
 
     Args:
-      input_size, output_size: features in, features out.
+      input_size, output_size: features in, features out. An input_size of 0 makes an autonomous
+        system: inputs [T, *B, 0] only say how long it runs.
       init: ``(key) -> params``.
       initial_state: ``(params, batch_shape) -> state``; every leaf begins with the batch axes.
       step: ``(params, state, x) -> (state, y)`` for any number of batch axes; the state keeps its
         structure, shapes and dtypes. `unroll` is ``lax.scan`` of it, under plain autodiff.
+      keyed: whether the step is ``(params, state, x, key)``: every time step gets a key of its own,
+        or None where the layer gets none.
+      reads_tokens: whether x are integers [*B] below input_size.
+
+    The other leaky network of the field, whose leak is on the argument of f, is
+
+        def init(key):
+            return jaxrnn.init_rnn(key, 3, 64)
+
+        def initial_state(params, batch_shape):
+            return jnp.zeros((*batch_shape, 64))
+
+        def step(params, a, x):
+            a = 0.8 * a + 0.2 * jaxrnn.step(
+                params, jnp.tanh(a), x, activation=jax.nn.identity
+            )
+            return a, jnp.tanh(a)
+
+        rates = jaxrnn.scanned(3, 64, init, initial_state, step)
+
+    `jaxrnn.step` multiplies in the fast way. By hand, ``h @ W.T`` is fast for a batch; for a single
+    sequence ``W @ h`` is, and the other takes three times as long on a CPU.
     """
     check_function("step", step)
+    check_flag("keyed", keyed)
+    check_flag("reads_tokens", reads_tokens)
+
+    def call(params: Params, state: State, x: Array, key: Key | None) -> tuple[State, Array]:
+        result = step(params, state, x, key) if keyed else step(params, state, x)
+        _check_step(result, state, (*(x.shape if reads_tokens else x.shape[:-1]), output_size))
+        return result
 
     def run(params: Params, state: State, inputs: Inputs, key: Key | None) -> tuple[State, Array]:
-        del key
         if inputs.single:
-            return step(params, state, inputs.xs)
+            return call(params, state, inputs.xs, key)
         xs, mask, resets, reverse, _ = inputs
-        initial = None if resets is None else initial_state(params, xs.shape[1:-1])
+        batch = xs.shape[1:] if reads_tokens else xs.shape[1:-1]
+        initial = None if resets is None else initial_state(params, batch)
 
         def body(state: State, now: Steps) -> tuple[State, Array]:
-            result = step(params, restart(now.resets, initial, state), now.xs)
-            _check_step(result, state, (*now.xs.shape[:-1], output_size))
-            return where_unmasked(now.mask, result[0], state), result[1]
+            after, y = call(params, restart(now.resets, initial, state), now.xs, now.keys)
+            return where_unmasked(now.mask, after, state), y
 
-        steps = Steps(xs, mask, find_restarts(resets, mask, reverse))
+        keys = jax.random.split(key, xs.shape[0]) if keyed and key is not None else None
+        steps = Steps(xs, mask, find_restarts(resets, mask, reverse), keys)
         return lax.scan(body, state, steps, reverse=reverse)
 
-    return make_layer(input_size, output_size, init, initial_state, run)
+    sizes = input_size, output_size
+    return make_layer(*sizes, init, initial_state, run, reads_tokens=reads_tokens)
 
 
 def _check_step(result: Any, state: State, shape: Shape) -> None:

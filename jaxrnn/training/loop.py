@@ -75,7 +75,8 @@ def fit(
     """Take `num_steps` training steps, in a loop on the host over compiled calls of `train_steps`.
 
     Args:
-      train_step, state, make_batch, num_steps: as for `train_steps`.
+      train_step, state, make_batch, num_steps: as for `train_steps`. Functions are compiled once
+        each: a lambda or a step that is made anew for every call compiles anew.
       steps_per_call: training steps per compiled call; the last call may have fewer.
       max_skipped: training stops if a compiled call ends with this many skipped steps in a row (of
         networks trained side by side, steps that every network skipped). None: never.
