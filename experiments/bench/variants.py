@@ -14,6 +14,7 @@ from jax import lax
 from experiments.bench.cases import Case, mean_square
 from experiments.bench.entrants import compile_program, interleave
 from experiments.shared.findings import Data, Finding
+from experiments.shared.timing import Call
 from jaxrnn import Array, Layer, RNNParams, constrained, vanilla_rnn
 from jaxrnn.constraints import dale, low_rank
 
@@ -35,7 +36,9 @@ def measure_variants(
     wide = (20, 8, 16, 128) if quick else _WIDE
     dense = vanilla_rnn(*wide[2:])
     both = {"dense": dense, "low rank": constrained(dense, low_rank(_RANK))}
-    forward = {name: (layer.init, _outputs(layer)) for name, layer in both.items()}
+    forward: dict[str, Variant] = {
+        name: (layer.init, _outputs(layer)) for name, layer in both.items()
+    }
     gradient = {name: _gradient(variant) for name, variant in forward.items()}
     for what, programs in (("forward", forward), ("gradient", gradient)):
         rows.append(_time(wide, what, programs, seed, seconds, least_rounds))
@@ -94,7 +97,7 @@ def _variants(shape: tuple[int, ...]) -> dict[str, Variant]:
         return lax.scan(body, jnp.zeros((xs.shape[1], units)), xs)[1]
 
     layers = {VANILLA: rnn, LEAKY: leaky, "learned leak": learned, "leak and noise": noisy}
-    variants = {
+    variants: dict[str, Variant] = {
         name: (layer.init, _outputs(layer)) for name, layer in (layers | {"Dale": signed}).items()
     }
     return variants | {PLAIN: (rnn.init, plain)}
@@ -120,7 +123,7 @@ def _time(
     steps, batch, inputs, _ = shape
     key = jax.random.key(seed)
     xs = jax.random.normal(key, (steps, batch, inputs))
-    calls = {}
+    calls: dict[str, Call] = {}
     for name, (init, function) in programs.items():
         arguments = (jax.jit(init)(key), xs, key)
         program = compile_program(function, *arguments)

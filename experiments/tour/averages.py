@@ -2,7 +2,8 @@
 
 Claim 3: with the identity as activation, ``w = alpha``, ``u = 1 - alpha`` and no bias, the step is
 the exponentially weighted moving average ``v_t = alpha v_{t-1} + (1 - alpha) x_t``. Refuted by a
-difference beyond rounding from that average written in NumPy. The two weights, learned from data,
+difference beyond rounding from that average written in NumPy. So is a leaky unit's state, of its
+inputs, where the leak is ``1 - alpha``. The two weights, learned from data,
 are those two numbers: refuted if they are off by more than 0.001. With tanh they can only
 approximate the average: refuted if the remaining error is as small as the identity's.
 
@@ -124,6 +125,14 @@ def judge(data: Data) -> list[Finding]:
             required=True,
         ),
         Finding(
+            "3 leaky",
+            "A leaky linear unit that nothing but its input reaches is the average of its inputs.",
+            f"leak 1 - alpha, w = 0, u = 1: within {exact['tolerance']:.1e} of NumPy's, float64",
+            f"max difference {exact['leaky']:.1e}",
+            exact["leaky"] <= exact["tolerance"],
+            required=True,
+        ),
+        Finding(
             "3 learned",
             "Its two weights are learned from data.",
             f"every network's w and u are within {_WEIGHT_TOLERANCE} of alpha and 1 - alpha",
@@ -194,7 +203,8 @@ def _describe_percents(values: np.ndarray) -> str:
 def _measure_exactness(config: Config, key: Key) -> Data:
     """The step with the two weights set, compared with the average in two NumPy forms."""
     xs = _draw_series(key, config, config.test_length, 1)
-    difference = 0.0
+    difference = leaky = 0.0
+    unit = RNNParams(jnp.ones((1, 1)), jnp.zeros((1, 1)))
     for alpha in config.alphas:
         params = RNNParams(jnp.full((1, 1), 1 - alpha), jnp.full((1, 1), alpha))
         _, states = unroll(params, None, xs, activation=jax.nn.identity)
@@ -210,9 +220,12 @@ def _measure_exactness(config: Config, key: Key) -> Data:
             float(np.max(np.abs(np.asarray(states) - _average(series, alpha)))),
             float(np.max(np.abs(corrected - adjusted))),
         )
+        _, states = unroll(unit, None, xs, activation=jax.nn.identity, leak=1 - alpha)
+        leaky = max(leaky, float(np.max(np.abs(np.asarray(states) - _average(series, alpha)))))
     # The average forgets: rounding errors add up over 1 / (1 - alpha) steps only.
     memory = 1 / (1 - max(config.alphas))
-    return {"difference": difference, "tolerance": memory * float(jnp.finfo(jnp.float64).eps)}
+    tolerance = memory * float(jnp.finfo(jnp.float64).eps)
+    return {"difference": difference, "leaky": leaky, "tolerance": tolerance}
 
 
 def _average(series: np.ndarray, alpha: float) -> np.ndarray:
