@@ -39,6 +39,7 @@ EXPERIMENTS = (
     "movies",
     "sweep",
     "memory",
+    "cognition",
     "gradients",
 )
 """The names of the experiments: each is a package with `Config` and `run` and, in its module

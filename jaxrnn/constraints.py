@@ -109,7 +109,7 @@ def on_recurrent(
     return Constraint(init_all, apply_all)
 
 
-def dale(signs: Array) -> Constraint:
+def dale(signs: Array | np.ndarray) -> Constraint:
     """Dale's law: every unit excites or inhibits all units it projects to.
 
     The columns of W are ``|free| * signs``. Initially every row's excitation and inhibition balance
@@ -140,7 +140,7 @@ def dale(signs: Array) -> Constraint:
     return on_recurrent(init, apply)
 
 
-def connectivity(mask: Array) -> Constraint:
+def connectivity(mask: Array | np.ndarray) -> Constraint:
     """Only some connections exist: W is exactly 0 where `mask` [H, H] (to, from) is False.
 
     Initially the remaining weights are scaled up, so that W keeps its Frobenius norm.

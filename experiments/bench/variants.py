@@ -88,9 +88,10 @@ def _variants(shape: tuple[int, ...]) -> dict[str, Variant]:
 
     def plain(params: RNNParams, xs: Array, key: Array) -> Array:
         del key
+        b = jnp.zeros(units) if params.b is None else params.b
 
         def body(h: Array, x: Array) -> tuple[Array, Array]:
-            a = x @ params.w_ih.T + h @ params.w_hh.T + jnp.broadcast_to(params.b, h.shape)
+            a = x @ params.w_ih.T + h @ params.w_hh.T + jnp.broadcast_to(b, h.shape)
             h = (1 - _LEAK) * h + _LEAK * jnp.tanh(a)
             return h, h
 

@@ -100,7 +100,7 @@ class Config(TrainConfig):
     """Characters per window of truncated back-propagation; each window is one update."""
     learning_rate: PositiveFloat = 0.002
     """AdamW's peak learning rate; it warms up and then falls along a cosine."""
-    steps: Positive = 15
+    steps: Positive = 12
     """Maximum number of passes over the text; validation may stop a network earlier."""
     eval_every: Positive = 1
     """Passes from one validation to the next."""
