@@ -10,7 +10,7 @@ import numpy as np
 from scipy.cluster.vq import kmeans2
 
 from experiments.cognition.networks import decide_scene
-from experiments.cognition.tasks import COHERENCES, draw_trials, make_trials
+from experiments.cognition.tasks import COHERENCES, draw_scenes, make_trials
 from experiments.shared.findings import Data
 from jaxrnn import Array, Layer, Params
 from jaxrnn.diagnostics import distinct_points, fixed_points
@@ -25,9 +25,10 @@ _ACTIVE = 1e-3  # of the largest task variance, below which a unit takes no part
 def measure_variances(rnn: Layer, tasks: tuple[str, ...], params: Params) -> Array:
     """The task variance [H, tasks]: each unit's variance over noiseless trials of a task, averaged
     over time (Yang et al. 2019, "Methods: task variance")."""
+    scenes = draw_scenes(jax.random.key(0), _TRIALS)
     columns = []
-    for place, task in enumerate(tasks):
-        trials = draw_trials(task, jax.random.key(place), _TRIALS)
+    for task in tasks:
+        trials = make_trials(task, scenes)
         hs = rnn.unroll(params, None, trials.xs)[1]
         columns.append(jnp.mean(jnp.var(hs, axis=1), axis=0))
     return jnp.stack(columns, axis=1)

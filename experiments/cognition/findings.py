@@ -9,6 +9,7 @@ import numpy as np
 from experiments.shared.findings import Data, Finding
 
 _RIGHT = 0.95
+_STRUCTURE = 0.25
 
 
 def judge(data: Data) -> list[Finding]:
@@ -92,10 +93,11 @@ def _judge_clusters(clusters: Data) -> Finding:
     return Finding(
         "clusters",
         "Units fall into groups that serve the same tasks.",
-        "their task variances cluster with a silhouette 1.5 times that of shuffled ones",
+        f"their variances by task have a mean silhouette of at least {_STRUCTURE}, below which "
+        "Kaufman & Rousseeuw (1990) see no structure, and above that of shuffled ones",
         f"{count} clusters of {clusters['active']} active units: silhouette "
         f"{clusters['silhouette']:.2f}, shuffled {clusters['shuffled']:.2f}",
-        clusters["silhouette"] >= 1.5 * clusters["shuffled"],
+        clusters["silhouette"] >= max(_STRUCTURE, clusters["shuffled"]),
     )
 
 

@@ -17,7 +17,7 @@ from experiments.cognition.tasks import (
     Scene,
     Trials,
     add_input_noise,
-    draw_trials,
+    draw_scenes,
     make_trials,
     score,
     wanted_outputs,
@@ -77,12 +77,13 @@ def signs_of(units: int) -> np.ndarray:
 
 def draw_all(tasks: tuple[str, ...], key: Key, size: int) -> Trials:
     """`size` noisy trials of each task, side by side."""
-    keys = jax.random.split(key, (len(tasks), 2))
+    key_scenes, key_noise = jax.random.split(key)
+    scenes = draw_scenes(key_scenes, size * len(tasks))
     each = [
-        add_input_noise(draw_trials(task, one, size), other)
-        for task, (one, other) in zip(tasks, keys, strict=True)
+        make_trials(task, jax.tree.map(lambda leaf, at=at: leaf[at : at + size], scenes))
+        for at, task in zip(range(0, size * len(tasks), size), tasks, strict=True)
     ]
-    return jax.tree.map(_join, *each)
+    return add_input_noise(jax.tree.map(_join, *each), key_noise)
 
 
 def loss_of_trials(network: Layer, params: Params, trials: Trials, key: Key | None) -> Array:
@@ -110,15 +111,17 @@ def measure_accuracy(
     """Of each network [S, tasks]: the share of right trials, that among those where an ideal
     observer is right at least 99 times of 100, and the ideal observer's share."""
 
+    trials = draw_all(tasks, key, size)
+    apart = jax.tree.map(lambda leaf: _split_tasks(leaf, len(tasks)), trials)
+
     def one(params: Params) -> tuple[Array, Array, Array]:
-        shares = []
-        for task, k in zip(tasks, jax.random.split(key, len(tasks)), strict=True):
-            trials = draw_all((task,), k, size)
-            right = score(trials, network.unroll(params, None, trials.xs, key=k)[1])[0]
+        def measure(trials: Trials) -> tuple[Array, Array, Array]:
+            right = score(trials, network.unroll(params, None, trials.xs, key=key)[1])[0]
             clear = trials.ideal >= 0.99
             share = jnp.sum(right & clear) / jnp.sum(clear)
-            shares.append((jnp.mean(right), share, jnp.mean(trials.ideal)))
-        return jax.tree.map(lambda *parts: jnp.stack(parts), *shares)
+            return jnp.mean(right), share, jnp.mean(trials.ideal)
+
+        return lax.map(measure, apart)
 
     return lax.map(one, params)
 
@@ -143,16 +146,8 @@ def measure_choices(
 
 def decide_scene(key: Key, size: int, level: Array) -> Scene:
     """Scenes with one signed coherence."""
-    key_angle, key_other, key_go = jax.random.split(key, 3)
-    other = jax.random.uniform(key_other, (size,), minval=-0.2, maxval=0.2)
-    return Scene(
-        jax.random.uniform(key_angle, (size,), maxval=2 * jnp.pi),
-        jnp.full((size,), jnp.sign(level)),
-        jnp.full((size,), jnp.abs(level)),
-        other,
-        jax.random.randint(key_go, (size,), 80, 86),
-        jnp.full((size,), 30),
-    )
+    signs, sizes = (jnp.full((size,), f(level)) for f in (jnp.sign, jnp.abs))
+    return draw_scenes(key, size)._replace(sign=signs, coherence=sizes)
 
 
 def make_optimizer(learning_rate: float, steps: int) -> optax.GradientTransformation:
@@ -169,6 +164,13 @@ def first_reached(curves: Data, share: float) -> np.ndarray:
     reached = 1 - np.asarray(curves["validation"]) >= share
     steps = np.asarray(curves["steps"], float)
     return np.where(reached.any(axis=0), steps[np.argmax(reached, axis=0)], np.nan)
+
+
+def _split_tasks(leaf: Array, count: int) -> Array:
+    """[T, tasks * B, ...] or [tasks * B] with the tasks in front."""
+    if leaf.ndim == 1:
+        return leaf.reshape(count, -1)
+    return jnp.moveaxis(leaf.reshape(leaf.shape[0], count, -1, leaf.shape[-1]), 1, 0)
 
 
 def _join(*parts: Any) -> Array:

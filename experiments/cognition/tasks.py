@@ -13,7 +13,7 @@ experiment that it is modelled on.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -63,17 +63,25 @@ class Scene(NamedTuple):
 
 def draw_trials(task: str, key: Key, size: int) -> Trials:
     """Random trials of a task, without noise."""
-    keys = jax.random.split(key, 6)
-    signs = jax.random.choice(keys[1], jnp.array([-1.0, 1.0]), (2, size))
-    scene = Scene(
-        jax.random.uniform(keys[0], (size,), maxval=2 * math.pi),
-        signs[0],
-        jax.random.choice(keys[2], jnp.array(COHERENCES), (size,)),
-        signs[1] * jax.random.choice(keys[3], jnp.array(COHERENCES), (size,)),
-        jax.random.randint(keys[4], (size,), *_GO),
-        jax.random.choice(keys[5], jnp.array(_INTERVALS), (size,)),
+    return make_trials(task, draw_scenes(key, size))
+
+
+def draw_scenes(key: Key, size: int) -> Scene:
+    """Random scenes, which make trials of any task."""
+    # All from one draw: every call of a random generator takes about half a second to compile.
+    uniform = jax.random.uniform(key, (7, size))
+
+    def choose(row: int, values: Sequence[float]) -> Array:
+        return jnp.asarray(values)[(uniform[row] * len(values)).astype(int)]
+
+    return Scene(
+        2 * math.pi * uniform[0],
+        choose(1, (-1.0, 1.0)),
+        choose(2, COHERENCES),
+        choose(3, (-1.0, 1.0)) * choose(4, COHERENCES),
+        choose(5, range(*_GO)),
+        choose(6, _INTERVALS),
     )
-    return make_trials(task, scene)
 
 
 def make_trials(task: str, scene: Scene) -> Trials:
