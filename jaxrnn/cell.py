@@ -125,8 +125,8 @@ def step(
     x = check_inputs("x", x, params.w_ih.shape[1], "[*B, D]")
     if key is not None:
         check_key("key", key)
-    options = {"leak": leak, "noise": None if key is None else noise}
-    cell, h, x = cast_call(params, h, x, x.shape[:-1], activation, name="h", **options)
+    extras: Any = {"leak": leak, "noise": noise, "key": key}
+    cell, h, x = cast_call(params, h, x, x.shape[:-1], activation, name="h", **extras)
     return advance(cell, h, x, activation, key)
 
 

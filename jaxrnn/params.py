@@ -132,13 +132,14 @@ def cast_call(
     name: str = "state",
     leak: Any = None,
     noise: Any = None,
+    key: Key | None = None,
 ) -> tuple[Cell, Array, Array]:
     """The cell of checked parameters, the state `h` called `name`, and inputs, in their result
     dtype.
 
     That is the result type of the parameters and, if it is floating-point, the input. A state of
     None becomes the initial state; one whose shape or dtype does not fit is refused, and so is an
-    activation that is not elementwise."""
+    activation that is not elementwise. Without a key the cell has no noise."""
     arrays = jax.tree.leaves(params)
     if jnp.issubdtype(x.dtype, jnp.floating):
         arrays.append(x)
@@ -155,7 +156,7 @@ def cast_call(
             )
     check_elementwise(activation, shape, accumulation_dtype(dtype))
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf).astype(dtype), params)
-    cell = _make_cell(params, leak, noise)
+    cell = _make_cell(params, leak, None if key is None else noise)
     h = jnp.broadcast_to(initial_unit_state(params), shape) if h is None else h.astype(dtype)
     rank = len(batch_shape)
     return cell, match_batch(h, x, x.ndim - 1 - rank, rank, cell), x.astype(dtype)

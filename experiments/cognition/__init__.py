@@ -10,7 +10,7 @@ sign.
 
 Source: Yang, Joglekar, Song, Newsome & Wang 2019, "Task representations in neural networks trained
 to perform many cognitive tasks"; Song, Yang & Wang 2016, "Training excitatory-inhibitory recurrent
-neural networks for cognitive tasks". Tasks are in `experiments.cognition.tasks`; time steps are
+neural networks for cognitive tasks". Tasks are in `experiments.cognition.trials`; time steps are
 20 ms, and a leak of 0.2 is a time constant of 100 ms. The small networks are also trained without
 Dale's law, without noise, and without a leak, to see what each costs.
 """
@@ -27,8 +27,7 @@ import numpy as np
 from pydantic import Field
 
 from experiments.cognition.analysis import cluster_units, find_points, measure_variances
-from experiments.cognition.findings import judge
-from experiments.cognition.networks import (
+from experiments.cognition.cells import (
     CognitiveCell,
     draw_all,
     first_reached,
@@ -40,7 +39,8 @@ from experiments.cognition.networks import (
     signs_of,
     validate,
 )
-from experiments.cognition.tasks import COHERENCES, INPUTS, OUTPUTS, TASKS, Trials
+from experiments.cognition.findings import judge
+from experiments.cognition.trials import COHERENCES, INPUTS, OUTPUTS, TASKS, Trials
 from experiments.shared.findings import Data, Result
 from experiments.shared.model_files import load_networks, read_inputs, save_networks
 from experiments.shared.options import (
@@ -51,7 +51,7 @@ from experiments.shared.options import (
 )
 from experiments.shared.output import Tick, within
 from experiments.shared.training import Task, Trained, choose_best, start_networks, train
-from jaxrnn import Array, Key, Params, make_train_step
+from jaxrnn import Array, Key, Params, TrainState, make_train_step
 
 _SMALL_TASKS = ("go", "decision", "context 1", "comparison", "match to sample")
 _CURVES = ("decision", "context 1", "context 2", "integration", "comparison")
@@ -119,7 +119,8 @@ def run(config: Config, progress: Tick) -> Result:
             config, steps=min(config.steps, 600), small_steps=300, small_seeds=2, trials=200
         )
     part = within(progress, 0.0, 0.4, "one network, all tasks")
-    trained = _train(config, large, "large", _ALL, config.batch_size, config.seeds, part)
+    start = _start(config, large, "large", config.seeds)
+    trained = _train(config, large, "large", _ALL, config.batch_size, start, part)
     small = _train_small(config, within(progress, 0.4, 0.9, ""))
     kept = {"large": (large.network, trained.params, trained.validation), **small.pop("networks")}
     save_networks(config, "cognition", TrialInputs(INPUTS, OUTPUTS, list(_ALL)), kept)
@@ -134,12 +135,12 @@ def _train(
     name: str,
     tasks: tuple[str, ...],
     batch_size: int,
-    seeds: int,
+    start: TrainState,
     tick: Tick,
 ) -> Trained:
-    """Networks [seeds, ...] that learn the tasks."""
+    """Networks [S, ...] that learn the tasks, from the state `start`."""
     network = cell.network
-    steps = config.steps if name == "large" else config.small_steps
+    steps = _count_steps(config, name)
 
     def make_batch(key: Key, step: Array) -> Trials:
         del step
@@ -159,8 +160,16 @@ def _train(
         batch_size * len(tasks),
         _BATCH_AXES,
     )
-    some = dataclasses.replace(config, seeds=seeds)
-    return train(task, start_networks(network, optimizer, some), some, tick, steps=steps)
+    return train(task, start, config, tick, steps=steps)
+
+
+def _start(config: Config, cell: CognitiveCell, name: str, seeds: int) -> TrainState:
+    optimizer = make_optimizer(config.learning_rate, _count_steps(config, name))
+    return start_networks(cell.network, optimizer, dataclasses.replace(config, seeds=seeds))
+
+
+def _count_steps(config: Config, name: str) -> int:
+    return config.steps if name == "large" else config.small_steps
 
 
 def _train_small(config: Config, progress: Tick) -> Data:
@@ -178,6 +187,7 @@ def _train_small(config: Config, progress: Tick) -> Data:
     connectivity: Data = {}
     done = 0
     for name, cell in kinds.items():
+        start = _start(config, cell, name, config.small_seeds)
         for task in tasks:
             label = f"{name} {task}".replace(" ", "-")
             part = within(
@@ -186,9 +196,7 @@ def _train_small(config: Config, progress: Tick) -> Data:
                 (done + 1) / (len(kinds) * len(tasks)),
                 f"{name}, {task}",
             )
-            trained = _train(
-                config, cell, label, (task,), config.small_batch, config.small_seeds, part
-            )
+            trained = _train(config, cell, label, (task,), config.small_batch, start, part)
             done += 1
             variants[name][task] = _test(config, cell, trained, task)
             kept[label] = (cell.network, trained.params, trained.validation)

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.cluster.vq import kmeans2
 
-from experiments.cognition.networks import decide_scene
-from experiments.cognition.tasks import COHERENCES, draw_scenes, make_trials
+from experiments.cognition.cells import decide_scene
+from experiments.cognition.trials import COHERENCES, draw_scenes, make_trials
 from experiments.shared.findings import Data
 from jaxrnn import Array, Layer, Params
 from jaxrnn.diagnostics import distinct_points, fixed_points

@@ -55,7 +55,7 @@ from experiments.shared.training import (
 )
 from experiments.text.adaptation import RATES, STREAMS, choose_rate, measure_adapted
 from experiments.text.findings import count_words, judge, show_sample
-from experiments.text.network import deep_network, widen
+from experiments.text.model import deep_network, widen
 from jaxrnn import (
     Array,
     Key,

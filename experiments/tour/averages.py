@@ -124,14 +124,7 @@ def judge(data: Data) -> list[Finding]:
             exact["difference"] <= exact["tolerance"],
             required=True,
         ),
-        Finding(
-            "3 leaky",
-            "A leaky linear unit that nothing but its input reaches is the average of its inputs.",
-            f"leak 1 - alpha, w = 0, u = 1: within {exact['tolerance']:.1e} of NumPy's, float64",
-            f"max difference {exact['leaky']:.1e}",
-            exact["leaky"] <= exact["tolerance"],
-            required=True,
-        ),
+        _judge_leaky(exact),
         Finding(
             "3 learned",
             "Its two weights are learned from data.",
@@ -151,6 +144,17 @@ def judge(data: Data) -> list[Finding]:
         ),
         _judge_time(data, identity),
     ]
+
+
+def _judge_leaky(exact: Data) -> Finding:
+    return Finding(
+        "3 leaky",
+        "A leaky linear unit that nothing but its input reaches is the average of its inputs.",
+        f"leak 1 - alpha, w = 0, u = 1: within {exact['tolerance']:.1e} of NumPy's, float64",
+        f"max difference {exact['leaky']:.1e}",
+        exact["leaky"] <= exact["tolerance"],
+        required=True,
+    )
 
 
 def _judge_time(data: Data, identity: np.ndarray) -> Finding:

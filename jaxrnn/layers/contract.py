@@ -115,15 +115,7 @@ def make_layer(
 
     def start(params: Params, batch_shape: Shape = ()) -> State:
         check_batch_shape(batch_shape)
-        batch_shape = tuple(batch_shape)
-        state = initial_state(params, batch_shape)
-        shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(state)]
-        if any(shape[: len(batch_shape)] != batch_shape for shape in shapes):
-            raise ValueError(
-                f"initial_state returns leaves of shapes {shapes}, expected each to begin with the "
-                f"batch_shape {batch_shape}"
-            )
-        return state
+        return _check_batch(initial_state(params, tuple(batch_shape)), tuple(batch_shape))
 
     def run_masked(params: Params, state: State, inputs: Inputs, key: Key | None) -> Any:
         state, ys = run(params, state, inputs, key)
@@ -155,6 +147,17 @@ def make_layer(
 
     functions = (init, start, step if causal else _refuse_step, unroll, run_masked)
     return Layer(input_size, output_size, *functions, causal, reads_tokens)
+
+
+def _check_batch(state: State, batch_shape: Shape) -> State:
+    """Refuse an initial state without the batch axes."""
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(state)]
+    if any(shape[: len(batch_shape)] != batch_shape for shape in shapes):
+        raise ValueError(
+            f"initial_state returns leaves of shapes {shapes}, expected each to begin with the "
+            f"batch_shape {batch_shape}"
+        )
+    return state
 
 
 def check_layer(name: str, layer: Any, *, causal: bool = False) -> None:

@@ -27,8 +27,8 @@ from jaxrnn.recurrence.parallel import Parallel
 from jaxrnn.recurrence.reference import (
     Steps,
     find_restarts,
+    make_steps,
     restart,
-    split_steps,
     where_unmasked,
 )
 from jaxrnn.recurrence.rule import check_chunks, unroll_prepared
@@ -57,10 +57,8 @@ def vanilla_rnn(
     begins one that is learned, and `noise` is drawn if there is a key. Parameters: `RNNParams`.
     State: h [*B, hidden_size].
     """
-    hidden_size = check_size("hidden_size", hidden_size)
-    check_activation(activation)
     check_chunks(chunk_size, remat, parallel)
-    _check_leaks(hidden_size, leak, leak_init, noise)
+    hidden_size = _check_cell(hidden_size, activation, leak, leak_init, noise)
     init = partial(
         init_rnn,
         input_size=input_size,
@@ -80,20 +78,21 @@ def vanilla_rnn(
 
     def run(params: RNNParams, h: Array, inputs: Inputs, key: Key | None) -> tuple[Array, Array]:
         xs, mask, resets, reverse, single = inputs
-        drawn = None if key is None else noise
-        cell, h, xs = cast_call(params, h, xs, h.shape[:-1], activation, leak=leak, noise=drawn)
+        extras: Any = {"leak": leak, "noise": noise, "key": key}
+        cell, h, xs = cast_call(params, h, xs, h.shape[:-1], activation, **extras)
         if single:
             h = advance(cell, h, xs, activation, key)
             return h, h
-        keys = split_steps(cell, key, xs.shape[0])
-        steps = Steps(xs, mask, find_restarts(resets, mask, reverse), keys)
+        steps = make_steps(cell, xs, mask, resets, reverse, key)
         options = chunk_size, remat, parallel
         return unroll_prepared(cell, h, steps, activation, reverse, *options)
 
     return make_layer(input_size, hidden_size, init, initial_state, run)
 
 
-def _check_leaks(units: int, leak: Any, leak_init: Any, noise: Any) -> None:
+def _check_cell(units: Any, activation: Any, leak: Any, leak_init: Any, noise: Any) -> int:
+    units = check_size("hidden_size", units)
+    check_activation(activation)
     if leak is not None and leak_init is not None:
         raise ValueError("leak is given beside leak_init, expected one of them")
     given = (
@@ -104,6 +103,7 @@ def _check_leaks(units: int, leak: Any, leak_init: Any, noise: Any) -> None:
     for name, value, within in given:
         if value is not None:
             check_per_unit(name, value, units, within)
+    return units
 
 
 def scanned(

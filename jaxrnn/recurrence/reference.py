@@ -76,17 +76,23 @@ def prepare_unroll(
     resets = check_mask("resets", resets, xs.shape[:-1])
     if key is not None:
         check_key("key", key)
-    options = {"leak": leak, "noise": None if key is None else noise}
-    cell, h0, xs = cast_call(params, h0, xs, xs.shape[1:-1], activation, name="h0", **options)
+    extras: Any = {"leak": leak, "noise": noise, "key": key}
+    cell, h0, xs = cast_call(params, h0, xs, xs.shape[1:-1], activation, name="h0", **extras)
     h0 = match_batch(h0, xs, 1, xs.ndim - 2, (mask, resets))
-    keys = split_steps(cell, key, xs.shape[0])
-    xs = zero_masked(mask, xs)
-    return cell, h0, Steps(xs, mask, find_restarts(resets, mask, reverse), keys)
+    return cell, h0, make_steps(cell, zero_masked(mask, xs), mask, resets, reverse, key)
 
 
-def split_steps(cell: Cell, key: Key | None, num_steps: int) -> Array | None:
-    """A key for the noise of each step [T], if there is any."""
-    return None if key is None or cell.noise is None else jax.random.split(key, num_steps)
+def make_steps(
+    cell: Cell,
+    xs: Array,
+    mask: Array | None,
+    resets: Array | None,
+    reverse: bool,
+    key: Key | None,
+) -> Steps:
+    """The steps of checked inputs, with a key for the noise of each, if there is any."""
+    keys = None if key is None or cell.noise is None else jax.random.split(key, xs.shape[0])
+    return Steps(xs, mask, find_restarts(resets, mask, reverse), keys)
 
 
 def select(condition: Array, yes: Any, no: Any) -> Any:

@@ -10,8 +10,19 @@ import pytest
 
 from experiments import cognition
 from experiments.__main__ import main
-from experiments.cognition import analysis, findings, networks, tasks
-from experiments.cognition.tasks import COHERENCES, NOISE, NUM_STEPS, RING, TASKS
+from experiments.cognition import analysis, cells, findings
+from experiments.cognition.trials import (
+    COHERENCES,
+    GRACE,
+    NOISE,
+    NUM_STEPS,
+    RING,
+    TASKS,
+    add_input_noise,
+    draw_trials,
+    score,
+    wanted_outputs,
+)
 
 pytestmark = pytest.mark.usefixtures("as_on_the_command_line")
 
@@ -22,26 +33,26 @@ TINY = (
 
 
 def draw(task, size=200, key=0):
-    return tasks.draw_trials(task, jax.random.key(key), size)
+    return draw_trials(task, jax.random.key(key), size)
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_the_wanted_outputs_are_right_and_those_of_doing_nothing_are_not(task):
     trials = draw(task)
-    wanted, weights = tasks.wanted_outputs(trials)
-    assert bool(tasks.score(trials, wanted)[0].all())
+    wanted, weights = wanted_outputs(trials)
+    assert bool(score(trials, wanted)[0].all())
     still = jnp.full_like(wanted, 0.05).at[..., 0].set(0.85)
-    right = np.asarray(tasks.score(trials, still)[0])
+    right = np.asarray(score(trials, still)[0])
     np.testing.assert_array_equal(right, np.isnan(np.asarray(trials.direction)))
-    assert float(weights[: tasks.GRACE].max()) == 0
+    assert float(weights[:GRACE].max()) == 0
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_a_response_before_the_go_is_wrong(task):
     trials = draw(task)
-    wanted, _ = tasks.wanted_outputs(trials)
+    wanted, _ = wanted_outputs(trials)
     early = wanted.at[60, :, 0].set(0.1)
-    assert not bool(tasks.score(trials, early)[0].any())
+    assert not bool(score(trials, early)[0].any())
 
 
 def peak(ring):
@@ -90,7 +101,7 @@ def test_the_ideal_observer_is_right_as_often_as_one_that_weighs_all_noisy_input
     """Maximum likelihood of the two choices that have the same coherence, from all inputs."""
     size = 4000
     trials = draw(task, size)
-    noisy = np.asarray(tasks.add_input_noise(trials, jax.random.key(9)).xs, np.float64)
+    noisy = np.asarray(add_input_noise(trials, jax.random.key(9)).xs, np.float64)
     clean = np.asarray(trials.xs, np.float64)[..., 1 : 1 + 2 * RING]
     turned = np.roll(clean.reshape(NUM_STEPS, size, 2, RING), RING // 2, axis=-1)
     turned = turned.reshape(clean.shape)
@@ -107,18 +118,18 @@ def test_the_ideal_observer_is_right_as_often_as_one_that_weighs_all_noisy_input
 
 def test_noise_reaches_every_input_but_the_rule():
     trials = draw("go", 50)
-    noise = np.asarray(tasks.add_input_noise(trials, jax.random.key(1)).xs - trials.xs)
+    noise = np.asarray(add_input_noise(trials, jax.random.key(1)).xs - trials.xs)
     assert np.abs(noise[..., 1 + 2 * RING :]).max() == 0
     spread = noise[..., : 1 + 2 * RING].std()
     assert abs(spread / NOISE - 1) < 5 / math.sqrt(2 * noise.size)
 
 
 def test_small_networks_obey_dales_law_before_and_after_training():
-    cell = networks.make_cell(10, leak=0.2, noise=0.05, signed=True)
+    cell = cells.make_cell(10, leak=0.2, noise=0.05, signed=True)
     free = cell.network.init(jax.random.key(0))
     w = np.asarray(cell.params(free)[0].w_hh)
-    assert (w * networks.signs_of(10) >= 0).all()
-    assert (networks.signs_of(10) > 0).sum() == 8
+    assert (w * cells.signs_of(10) >= 0).all()
+    assert (cells.signs_of(10) > 0).sum() == 8
 
 
 def test_clusters_of_planted_profiles_are_found():
@@ -141,12 +152,12 @@ def test_a_silhouette_is_that_of_its_definition():
 
 def test_steps_to_a_share_are_the_first_that_have_it():
     curves = {"steps": [100, 200, 300], "validation": [[0.5, 0.5], [0.1, 0.4], [0.0, 0.3]]}
-    np.testing.assert_array_equal(networks.first_reached(curves, 0.9), [200, np.nan])
+    np.testing.assert_array_equal(cells.first_reached(curves, 0.9), [200, np.nan])
 
 
 @pytest.fixture
 def few_small_tasks(monkeypatch):
-    monkeypatch.setattr(cognition, "_SMALL_TASKS", ("go", "decision", "context 1"))
+    monkeypatch.setattr(cognition, "_SMALL_TASKS", ("go", "decision"))
 
 
 @pytest.mark.usefixtures("few_small_tasks")
@@ -158,7 +169,7 @@ def test_a_run_writes_figures_and_networks_that_are_tested_again_without_trainin
     assert figures | {"networks", "report.html"} <= names
     first = json.loads((run / "metrics.json").read_text())
     assert first["small"]["wrong_signs"] == 0
-    assert first["small"]["weights"] == 3 * 2 * 2 * 100  # kinds with signs, tasks, seeds
+    assert first["small"]["weights"] == 3 * 2 * 100  # kinds with signs, seeds
     assert set(first["large"]["clear"]) == set(TASKS)
     source = ("--from", str(run), "--trials", "16", "--folder", str(again))
     assert main(("cognition", *source)) == 0

@@ -24,6 +24,7 @@ CONFIG = text.Config(
     hidden_size=5,
     embedding_size=3,
     dropout=0.0,
+    drop_connect=0.0,
     streams=4,
     window=47,  # half of a stream, so that the mean over windows is that over characters
     # Adam moves an entry by about its rate: every network stays what it was at the start.
@@ -40,12 +41,14 @@ ROUNDING = 1e-5  # of a mean of nats, float32
 def compute_logits(params, codes):
     """Logits [T, B, alphabet] after each of the characters [T, B], in NumPy float64."""
     table, layers = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
-    *layers, (w, b) = [layer for layer in layers if layer]  # () is a dropout's
+    *layers, (w, b) = layers
     xs = table[codes]
     whole = np.ones(codes.shape, bool), np.zeros(codes.shape, bool)
-    for layer in layers:
+    for place, (layer, _) in enumerate(layers):  # with its dropout's ()
         h0 = np.zeros((codes.shape[1], len(layer.b)))
-        xs = oracle.forward(layer._asdict(), h0, xs, *whole, False, "tanh")[1]
+        weights = {name: leaf for name, leaf in layer._asdict().items() if leaf is not None}
+        ys = oracle.forward(weights, h0, xs, *whole, False, "tanh")[1]
+        xs = ys + xs if place else ys
     return xs @ w.T + b
 
 
@@ -179,7 +182,7 @@ def test_a_run_reports_the_nats_of_each_part_of_the_text_for_its_networks(tmp_pa
     config = dataclasses.replace(CONFIG, text=path)
     data = text.run(config, lambda done, doing: None).data
     encoded, network, _ = draw_network()
-    _, start = text._make_task(config, encoded, (377, 424), network)
+    _, start = text._make_task(config, encoded, (377, 424), network, "network")
     parts = {"train": (0, 377, 4), "validation": (377, 424, 16), "test": (424, 472, 16)}
     expected = {
         part: [
@@ -265,6 +268,7 @@ def test_words_of_three_letters_or_more_are_counted_and_looked_up():
 GOOD = {
     "text": {"name": "book"},
     "adapted": np.array([1.4, 1.5]),
+    "wide": None,
     "network": {"test": np.array([1.5, 1.6]), "validation": np.array([1.5, 1.5])},
     "counts": {"unigram": 3.0, "order 1": 2.5, "order 2": 2.0},
     "words": {"sampled": 10, "known": 8},

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from experiments.cognition.tasks import (
+from experiments.cognition.trials import (
     INPUTS,
     OUTPUTS,
     Scene,
