@@ -1,5 +1,7 @@
 """Initializers: the documented properties, in every dtype and under jit and vmap."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,12 +20,18 @@ MAKERS = {
     "normal": initializers.normal,
     "uniform": initializers.uniform,
 }
+AROUND = {  # initializers around another
+    "with_spectral_radius": lambda: initializers.with_spectral_radius(0.9, initializers.normal()),
+    "sparse": lambda: initializers.sparse(0.4, initializers.uniform()),
+    "dale": lambda: initializers.dale(0.75, initializers.normal()),
+}
+ALL = MAKERS | AROUND
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", ALL)
 def test_every_initializer_returns_the_dtype_and_shape_asked_for(key, name, dtype):
-    w = MAKERS[name]()(key, (H, H), dtype)
+    w = ALL[name]()(key, (H, H), dtype)
     assert w.dtype == dtype
     assert w.shape == (H, H)
     assert jnp.isfinite(w).all()
@@ -31,17 +39,17 @@ def test_every_initializer_returns_the_dtype_and_shape_asked_for(key, name, dtyp
 
 
 def test_every_initializer_draws_float32_by_default(key):
-    assert {make()(key, (H, H)).dtype for make in MAKERS.values()} == {np.dtype(np.float32)}
+    assert {make()(key, (H, H)).dtype for make in ALL.values()} == {np.dtype(np.float32)}
 
 
-@pytest.mark.parametrize("name", [name for name in MAKERS if name != "identity"])
+@pytest.mark.parametrize("name", [name for name in ALL if name != "identity"])
 def test_an_initializer_draws_the_same_under_jit_and_vmap(name):
     keys = jax.random.split(jax.random.key(3), 3)
-    draw = MAKERS[name]()
+    draw = ALL[name]()
     alone = jnp.stack([draw(key, (8, 8), jnp.float64) for key in keys])
     mapped = jax.jit(jax.vmap(lambda key: draw(key, (8, 8), jnp.float64)))(keys)
     assert_close(mapped, alone, length=8)
-    assert np.unique(alone).size == alone.size
+    assert np.unique(alone).size == alone.size - max((alone == 0).sum() - 1, 0)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -134,6 +142,103 @@ def test_scaled_spectral_radius_has_the_given_radius_under_jit_and_vmap():
         assert error <= allowed
 
 
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.float64])
+@pytest.mark.parametrize("name", ["uniform", "sparse", "dale"])
+def test_with_spectral_radius_scales_what_another_draws(key, name, dtype):
+    made = initializers.with_spectral_radius(1.25, ALL[name]())(key, (H, H), dtype)
+    error, allowed = radius_error(made, 1.25)
+    assert error <= allowed
+    drawn_in = np.promote_types(dtype, np.float32)
+    w, own = (np.asarray(a, np.float64) for a in (made, ALL[name]()(key, (H, H), drawn_in)))
+    scale = np.linalg.norm(w) / np.linalg.norm(own)
+    assert np.abs(w - scale * own).max() <= float(jnp.finfo(dtype).eps) * np.abs(w).max()
+
+
+def test_with_spectral_radius_is_mapped_over_radii_and_equals_scaled_spectral_radius(key):
+    def draw(radius):
+        return initializers.with_spectral_radius(radius, jax.random.normal)(key, (8, 8))
+
+    def expected(radius):
+        return initializers.scaled_spectral_radius(radius)(key, (8, 8))
+
+    radii = jnp.array([0.25, 0.9, 1.7], jnp.float32)
+    assert_close(jax.jit(jax.vmap(draw))(radii), jax.jit(jax.vmap(expected))(radii), length=8)
+
+
+def test_with_spectral_radius_leaves_a_matrix_whose_powers_vanish_as_it_is(key):
+    def chain(key, shape, dtype):
+        return jnp.triu(jax.random.normal(key, shape, dtype), 1)
+
+    drawn = initializers.with_spectral_radius(0.9, chain)(key, (H, H))
+    assert_identical(drawn, chain(key, (H, H), np.float32))
+
+
+# Sparse and Dale
+
+
+@pytest.mark.parametrize("density", [0.1, 0.75, 1.0])
+def test_sparse_keeps_its_density_of_entries_and_the_variance_of_their_sum(key, density):
+    w = np.asarray(initializers.sparse(density, initializers.normal(1.0))(key, (200, 200)))
+    share = (w != 0).mean()
+    assert abs(share - density) <= 5 * np.sqrt(density * (1 - density) / w.size)
+    assert_moments(w, 1.0, 3 / density - 1)  # E x^4 = 3 / density
+    ones = initializers.sparse(density, jax.nn.initializers.ones)(key, (200, 200), jnp.float64)
+    kept = np.unique(ones[ones != 0])
+    np.testing.assert_allclose(kept, [density**-0.5], rtol=np.finfo(np.float64).eps)
+
+
+def test_sparse_is_mapped_over_densities_and_takes_a_matrix_that_is_not_square(key):
+    def draw(density):
+        return initializers.sparse(density, initializers.normal())(key, (8, 5), jnp.float64)
+
+    mapped = jax.jit(jax.vmap(draw))(jnp.array([0.25, 1.0]))
+    assert_close(mapped[0], draw(0.25), length=1)
+    assert mapped[1].all()
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.float64])
+@pytest.mark.parametrize(("fraction", "excitatory"), [(0.8, 26), (0.25, 8), (0.001, 0)])
+def test_dale_has_one_sign_a_column_balance_and_the_spectral_radius_of_what_it_is_given(
+    key, fraction, excitatory, dtype
+):
+    wide = np.asarray(jax.random.normal(key, (H, H), jnp.float64))
+
+    def given(key, shape, dtype):
+        return jnp.asarray(wide, dtype)
+
+    drawn = initializers.dale(fraction, given)(key, (H, H), dtype)
+    assert drawn.dtype == dtype
+    w, eps = np.asarray(drawn, np.float64), float(jnp.finfo(dtype).eps)
+    assert (w[:, :excitatory] > 0).all()
+    assert (w[:, excitatory:] < 0).all()
+    if excitatory:
+        assert abs(w.sum()) <= eps * np.sqrt(w.size) * np.abs(w).sum()
+    radius = np.abs(np.linalg.eigvals(wide)).max()
+    error, allowed = radius_error(drawn, radius)
+    assert error <= allowed + 1e-5  # of the given one's radius by Gelfand's formula
+    for columns in (slice(excitatory), slice(excitatory, None)):
+        ratio = np.abs(w / wide)[:, columns]
+        assert ratio.size == 0 or ratio.max() / ratio.min() <= 1 + 8 * eps
+
+
+@pytest.mark.parametrize(
+    ("make", "arguments", "error", "message"),
+    [
+        (initializers.with_spectral_radius, (0, abs), ValueError, "radius is 0"),
+        (initializers.with_spectral_radius, (0.9, 3), TypeError, "init is 3"),
+        (AROUND["with_spectral_radius"](), (0, (3, 4)), ValueError, "shape is (3, 4)"),
+        (initializers.sparse, (1.1, abs), ValueError, "density is 1.1"),
+        (initializers.sparse, (0.5, None), TypeError, "init is None"),
+        (initializers.dale, (1.0, abs), ValueError, "fraction is 1.0"),
+        (initializers.dale, (0.5, "normal"), TypeError, "init is 'normal'"),
+        (AROUND["dale"](), (0, (3, 4)), ValueError, "shape is (3, 4)"),
+    ],
+)
+def test_an_initializer_around_another_refuses_bad_input_by_name(make, arguments, error, message):
+    with pytest.raises(error, match=f"^{re.escape(message)}"):
+        make(*arguments)
+
+
 # Moments: five standard errors of the mean and of the variance, for a fixed key.
 
 
@@ -181,8 +286,8 @@ def test_init_rnn_draws_by_default_as_documented(key):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_init_rnn_draws_every_parameter_in_its_dtype(key, dtype):
-    params = jaxrnn.init_rnn(key, 3, 5, learn_h0=True, dtype=dtype)
-    assert [leaf.dtype for leaf in params] == [dtype] * 4
+    params = jaxrnn.init_rnn(key, 3, 5, learn_h0=True, leak_init=0.5, dtype=dtype)
+    assert [leaf.dtype for leaf in params] == [dtype] * 5
     assert_identical(params.h0, np.zeros(5, dtype))
 
 

@@ -98,10 +98,9 @@ def fixed_points(
         values = values[jnp.argsort(-jnp.abs(values))]
         velocity = after(vector) - vector
         speed = jnp.linalg.norm(velocity)
-        # The gradient of the speed, relative to the largest that the Jacobian allows.
-        slopes = jacobian - jnp.eye(vector.size, dtype=vector.dtype)
-        flatness = jnp.linalg.norm(velocity @ slopes)
-        at_minimum = flatness <= eps**0.25 * jnp.linalg.norm(slopes) * speed
+        # The gradient of half the squared speed, relative to what a Jacobian of this size allows.
+        gradient = jnp.linalg.norm(velocity @ jacobian - velocity)
+        at_minimum = gradient <= eps**0.25 * (1 + jnp.linalg.norm(jacobian)) * speed
         state = flat.unflatten(start._replace(vector=vector))
         return state, speed, values, at_minimum | (speed <= limit)
 

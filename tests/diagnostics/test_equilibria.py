@@ -87,3 +87,65 @@ def test_fixed_points_have_the_structure_of_the_state_and_their_speeds_are_what_
     assert_close(found.speeds + 1, np.asarray(moved) + 1, length=5)
     assert found.eigenvalues.shape == (4, 5)
     assert found.converged.any()
+
+
+def parabola(floor):
+    """h + floor + h^2: fixed at +-sqrt(-floor), or slowest at 0."""
+    return jaxrnn.scanned(
+        1,
+        1,
+        lambda key: (),
+        lambda p, b=(): jnp.zeros((*b, 1)),
+        lambda p, h, x: (h + floor + h**2, h),
+    )
+
+
+def test_slow_points_are_told_from_fixed_ones_and_from_searches_that_have_not_ended():
+    starts = jnp.asarray([[0.4], [-0.3]])
+    slowest = fixed_points_of(parabola(0.1), (), None, starts)
+    assert slowest.at_minimum.all()
+    assert not slowest.converged.any()
+    fixed = fixed_points_of(parabola(-0.01), (), None, starts)
+    assert fixed.at_minimum.all()
+    assert fixed.converged.all()
+    unfinished = jaxrnn.diagnostics.fixed_points(parabola(0.1), (), None, starts, num_steps=1)
+    assert not unfinished.at_minimum.any()
+
+
+def test_starts_that_settle_first_begin_near_an_attractor():
+    layer = jaxrnn.vanilla_rnn(1, 1, dtype=jnp.float64)
+    params = RNNParams(jnp.ones((1, 1)), jnp.full((1, 1), 2.0))
+    starts = jnp.asarray([[1e-3], [-1e-3]])
+    at_once = fixed_points_of(layer, params, None, starts)
+    assert np.abs(at_once.states).max() < 1e-6  # the unstable point between
+    settled = jaxrnn.diagnostics.fixed_points(layer, params, None, starts, settle=40)
+    assert settled.stable.all()
+    assert (np.sign(np.ravel(settled.states)) == [1, -1]).all()
+
+
+def test_distinct_points_are_the_slowest_of_those_that_are_near_each_other():
+    layer = jaxrnn.vanilla_rnn(1, 1, dtype=jnp.float64)
+    params = RNNParams(jnp.ones((1, 1)), jnp.full((1, 1), 2.0))
+    starts = jnp.linspace(-0.95, 0.95, 21)[:, None]
+    found = fixed_points_of(layer, params, None, starts)
+    kept = jaxrnn.diagnostics.distinct_points(found)
+    assert sorted(np.round(np.ravel(kept.states), 3).tolist()) == [-0.958, 0.0, 0.958]
+    assert sorted(kept.stable.tolist()) == [False, True, True]
+    one = jaxrnn.diagnostics.distinct_points(found, radius=10.0)
+    assert one.speeds.tolist() == [found.speeds.min()]
+    with pytest.raises(TypeError, match="found is a tuple"):
+        jaxrnn.diagnostics.distinct_points((1, 2))
+
+
+@pytest.mark.parametrize(
+    ("x", "starts", "named"),
+    [
+        (jnp.ones((2, D)), jnp.zeros((3, 4)), r"x has shape \(2, 2\)"),
+        (jnp.ones(D), jnp.zeros((3, 9)), r"starts is \[3, 9\], expected \[K, 4\]"),
+        (jnp.ones(D), (jnp.zeros((3, 4)),), "starts is"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_the_name_of_the_argument(x, starts, named):
+    layer = jaxrnn.vanilla_rnn(D, 4)
+    with pytest.raises(ValueError, match=named):
+        jaxrnn.diagnostics.fixed_points(layer, layer.init(jax.random.key(0)), x, starts)

@@ -12,10 +12,12 @@ import typing
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import jaxrnn
 
 D, TOKENS = 3, 5
+SIGNS = np.array([1, 1, 1, -1])
 
 
 def layer_calls(dtype=jnp.float64):
@@ -32,6 +34,12 @@ def layer_calls(dtype=jnp.float64):
         "vanilla without bias": call(rnn, D, 4, use_bias=False, activation=jax.nn.silu),
         "vanilla in chunks": call(rnn, D, 4, chunk_size=2, remat=True),
         "vanilla in parallel": call(rnn, D, 4, parallel=jaxrnn.Parallel(3)),
+        "vanilla with leak": call(rnn, D, 4, leak=0.3),
+        "vanilla with learned leak": call(rnn, D, 4, leak_init=0.3, learn_h0=True),
+        "vanilla with noise": call(rnn, D, 4, leak=0.3, noise=0.1),
+        "vanilla of low rank": call(
+            jaxrnn.constrained, rnn(D, 4, leak_init=0.5), jaxrnn.constraints.low_rank(2)
+        ),
         "dense": call(dense, D, 2),
         "dense without bias": call(dense, D, 2, use_bias=False),
         "embedding": call(embedding, TOKENS, 2),
@@ -48,6 +56,7 @@ def layer_calls(dtype=jnp.float64):
         "bidirectional stack": call(
             jaxrnn.stack, jaxrnn.bidirectional(deep(), gru(D, 2, dtype)()), dense(5, 2)
         ),
+        "constrained": call(jaxrnn.constrained, rnn(D, 4), jaxrnn.constraints.dale(SIGNS)),
         "chunked": call(jaxrnn.chunked, rnn(D, 4, learn_h0=True), 4),
         "chunked network": call(jaxrnn.chunked, deep(), 2, remat=True),
         "chunked, truncated": call(jaxrnn.chunked, gru(D, 4, dtype)(), 4, stop_gradient=True),

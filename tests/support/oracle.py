@@ -32,7 +32,8 @@ def visits(num_steps, mask, resets, reverse, row):
 
 
 def forward(p, h0, xs, mask, resets, reverse, activation):
-    """p: dict of w_ih [H, D], w_hh [H, H], b [H], h0 [H] -> (h_last, ys, tape)."""
+    """p: dict of w_ih [H, D], w_hh [H, H], b [H], h0 [H] and, of leaky units, the leak a [] or [H]
+    itself, not its logit -> (h_last, ys, tape)."""
     f, _ = ACTIVATIONS[activation]
     num_steps, batch, _ = xs.shape
     ys = np.zeros((num_steps, batch, len(p["b"])))
@@ -43,7 +44,7 @@ def forward(p, h0, xs, mask, resets, reverse, activation):
         for t, fresh in visits(num_steps, mask, resets, reverse, row):
             before = p["h0"] if fresh else h
             a = p["w_hh"] @ before + p["w_ih"] @ xs[t, row] + p["b"]
-            h = f(a)
+            h = f(a) if "a" not in p else (1 - p["a"]) * before + p["a"] * f(a)
             ys[t, row] = h
             tape.append((row, t, fresh, before, a))
         h_last[row] = h
@@ -53,17 +54,24 @@ def forward(p, h0, xs, mask, resets, reverse, activation):
 def backward(p, xs, tape, activation, g_last, g_ys, slope_error=0.0):
     """Back-propagation through time along the tape -> gradients (p, h0, xs), each slope of the
     activation made larger by `slope_error`."""
-    _, slope = ACTIVATIONS[activation]
+    f, slope = ACTIVATIONS[activation]
     gp = {name: np.zeros_like(value) for name, value in p.items()}
     gx = np.zeros_like(xs)
     g_state = np.array(g_last, dtype=np.float64)
     for row, t, fresh, before, a in reversed(tape):
-        ga = (slope(a) + slope_error) * (g_state[row] + g_ys[t, row])
+        g = g_state[row] + g_ys[t, row]
+        ga = (slope(a) + slope_error) * g
+        if "a" in p:
+            ga = p["a"] * ga
+            g_leak = g * (f(a) - before)
+            gp["a"] += g_leak if np.ndim(p["a"]) else g_leak.sum()
         gp["w_hh"] += np.outer(ga, before)
         gp["w_ih"] += np.outer(ga, xs[t, row])
         gp["b"] += ga
         gx[t, row] = p["w_ih"].T @ ga
         g_before = p["w_hh"].T @ ga
+        if "a" in p:
+            g_before += (1 - p["a"]) * g
         if fresh:
             gp["h0"] += g_before
             g_before = np.zeros_like(g_before)
