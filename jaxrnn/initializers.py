@@ -149,6 +149,7 @@ def dale(fraction: float, init: Initializer) -> Initializer:
 def balance(w: Array, signs: Any) -> Array:
     """The absolute values of `w` [H, H] with the sign of each column, inhibition scaled so that it
     balances excitation in the sum, and everything so that the spectral radius remains."""
+    dtype, w = w.dtype, w.astype(accumulation_dtype(w.dtype))
     signs = jnp.asarray(signs, w.dtype)
     sizes = jnp.abs(w)
     sums = jnp.sum(sizes, axis=0)
@@ -156,12 +157,13 @@ def balance(w: Array, signs: Any) -> Array:
     both = (excitation > 0) & (inhibition > 0)
     ratio = jnp.where(both, excitation / jnp.where(both, inhibition, 1), 1)
     scales = jnp.where(signs > 0, 1, -ratio)
-    return _scale_to_radius(sizes * jnp.broadcast_to(scales, w.shape), spectral_radius(w))
+    signed = sizes * jnp.broadcast_to(scales, w.shape)
+    return _scale_to_radius(signed, spectral_radius(w)).astype(dtype)
 
 
 def spectral_radius(w: Array) -> Array:
     """The largest absolute eigenvalue of a matrix; 0 for one whose powers vanish."""
-    return _largest_absolute_eigenvalue(w)
+    return _largest_absolute_eigenvalue(w.astype(accumulation_dtype(w.dtype))).astype(w.dtype)
 
 
 def normal(stddev: float | Array | None = None) -> Initializer:

@@ -51,12 +51,6 @@ def radius_of(w):
     return np.abs(np.linalg.eigvals(np.asarray(w, np.float64))).max()
 
 
-def in_dtypes(*right, wrong, reason):
-    """Dtypes for which a test passes, and those for which it is known to fail."""
-    mark = pytest.mark.xfail(strict=True, reason=reason)
-    return pytest.mark.parametrize("dtype", [*right, *(pytest.param(t, marks=mark) for t in wrong)])
-
-
 def wrong_signs_and_zeros(w):
     return jnp.max(jnp.where(MASK, -w * SIGNS, jnp.abs(w)))
 
@@ -97,7 +91,7 @@ def test_a_constraint_holds_after_each_of_ten_thousand_large_steps(name, optimiz
     assert jnp.abs(after.w_hh - free.w_hh).max() > 10
 
 
-@in_dtypes(np.float32, np.float64, wrong=[jnp.bfloat16, np.float16], reason="rounds each product")
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, jnp.bfloat16, np.float16])
 def test_orthogonal_is_a_rotation_and_scipy_s_exponential_for_free_values_small_and_huge(dtype):
     within = min(EPS[dtype], EPS[np.float32])
     for size in (2, 9, 64):
@@ -105,22 +99,23 @@ def test_orthogonal_is_a_rotation_and_scipy_s_exponential_for_free_values_small_
         scales = norms / np.linalg.norm(free - free.T, 2)
         frees = (free[None] * scales[:, None, None]).astype(dtype)
         ws = jax.jit(jax.vmap(partial(make_w, ORTHOGONAL)))(frees)
-        skews = np.asarray(frees - frees.mT, np.float64)
+        skews = np.asarray(frees, np.float64)
+        skews = skews - skews.swapaxes(1, 2)
         for norm, w, skew in zip(norms, np.asarray(ws, np.float64), skews, strict=True):
             # Rounding W changes this by at most an epsilon (see test_initializers.py).
             allowed = EPS[dtype] + 4 * within * np.sqrt(size)  # below 1e-5 in float32
             assert np.abs(w @ w.T - np.eye(size)).max() <= allowed, (size, norm)
             assert np.linalg.det(w) > 0
-            # Each of 2^10 equal factors is cut after its sixth power, and rounded.
-            cut = (norm / 2**10) ** 7 / 5040
-            allowed = EPS[dtype] + 2**10 * (cut + within * np.sqrt(size))
+            # Each of 2^12 equal factors is cut after its sixth power, and rounded.
+            cut = (norm / 2**12) ** 7 / 5040
+            allowed = EPS[dtype] + 2**12 * (cut + within * np.sqrt(size))
             assert np.abs(w - scipy.linalg.expm(skew)).max() <= allowed, (size, norm)
 
 
 def test_orthogonal_keeps_one_axis_of_an_odd_size():
     for size in (1, 9):
         values = np.linalg.eigvals(np.asarray(make_w(ORTHOGONAL, draw(size, size))))
-        assert np.abs(values - 1).min() <= 2**10 * EPS[np.float64] * np.sqrt(size)
+        assert np.abs(values - 1).min() <= 2**12 * EPS[np.float64] * np.sqrt(size)
 
 
 def test_antisymmetric_is_exactly_so_apart_from_gamma_and_begins_as_large_as_the_layer_s_own():
@@ -134,14 +129,14 @@ def test_antisymmetric_is_exactly_so_apart_from_gamma_and_begins_as_large_as_the
     assert abs(np.mean(above**2) - 1) <= 5 * np.sqrt(2 / above.size)  # five standard errors
 
 
-@in_dtypes(np.float32, wrong=[np.float16], reason="2^24 overflows, and W is NaN")
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_low_rank_begins_with_about_the_spectral_radius_of_the_layer_s_own(dtype):
     w = begin(constraints.low_rank(60), 3 * jnp.eye(200, dtype=dtype))
     assert w.dtype == dtype
     assert 0.8 * 3 <= radius_of(w) <= 1.2 * 3
 
 
-@in_dtypes(jnp.bfloat16, np.float32, wrong=[np.float16], reason="2^24 overflows: W is not scaled")
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, np.float32, np.float16])
 def test_dale_begins_in_balance_and_with_the_spectral_radius_of_the_layer_s_own(dtype):
     signs, own = np.where(np.arange(50) < 40, 1, -1), (0.2 * draw(50, 50)).astype(dtype)
     made = begin(constraints.dale(signs), own)

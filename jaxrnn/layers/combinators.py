@@ -144,6 +144,7 @@ def constrained(layer: Layer, constraint: Constraint) -> Layer:
     check_constraint("constraint", constraint)
 
     def init(key: Key) -> Params:
+        check_key("key", key)
         key_layer, key_free = jax.random.split(key)
         return constraint.init(key_free, layer.init(key_layer))
 
