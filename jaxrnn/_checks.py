@@ -19,10 +19,18 @@ from jaxrnn._types import Activation, Array, Shape
 
 def as_array(name: str, value: Any) -> Array:
     """Return `value` as an array; lists and other containers are refused."""
+    return jnp.asarray(as_given(name, value))
+
+
+def as_given(name: str, value: Any) -> Array | np.ndarray:
+    """`as_array`, but what is not an array of JAX becomes one of NumPy: its numbers are known in
+    ``jit`` too, and JAX need not have started."""
     if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "OSUMm":
         raise TypeError(f"{name} has dtype {value.dtype}, expected an array of numbers")
-    if isinstance(value, (jax.Array, np.ndarray, np.generic, float, int, bool)):
-        return jnp.asarray(value)
+    if isinstance(value, jax.Array):
+        return value
+    if isinstance(value, (np.ndarray, np.generic, float, int, bool)):
+        return np.asarray(value)
     raise TypeError(f"{name} is a {type(value).__name__}, expected an array")
 
 
@@ -50,7 +58,7 @@ def check_floating(name: str, array: Array) -> None:
         raise ValueError(f"{name} has dtype {array.dtype}, expected a floating-point dtype")
 
 
-def check_bool(name: str, array: Array) -> None:
+def check_bool(name: str, array: Array | np.ndarray) -> None:
     """Refuse an array that is not bool."""
     if array.dtype != jnp.bool_:
         raise ValueError(f"{name} has dtype {array.dtype}, expected bool")
@@ -160,14 +168,13 @@ def check_positive(name: str, value: Any) -> float | Array:
     return number
 
 
-def check_per_unit(name: str, value: Any, units: int, within: str) -> Array:
+def check_per_unit(name: str, value: Any, units: int, within: str) -> Array | np.ndarray:
     """Return a number for all units, or an array of one per unit, in floating point. What is known
     of it must be `within` an interval, as "(0, 1]"."""
-    array = as_array(name, value)
+    array = as_given(name, value)
     sizes = f"[] or [{units}]"
-    if array.shape not in ((), (units,)) or not any(
-        jnp.issubdtype(array.dtype, kind) for kind in (jnp.floating, jnp.integer)
-    ):
+    kinds = (jnp.floating, jnp.integer)
+    if array.shape not in ((), (units,)) or not any(jnp.issubdtype(array.dtype, k) for k in kinds):
         raise ValueError(
             f"{name} has dtype {array.dtype} and shape {array.shape}, expected numbers {sizes}"
         )

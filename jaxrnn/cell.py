@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxrnn import initializers
@@ -77,8 +78,9 @@ def init_rnn(
     zeros = jnp.zeros((hidden_size,), dtype)
     leak = None
     if leak_init is not None:
-        leak = check_per_unit("leak_init", leak_init, hidden_size, "(0, 1)").astype(dtype)
-        leak = jax.scipy.special.logit(leak)
+        a = check_per_unit("leak_init", leak_init, hidden_size, "(0, 1)")
+        log, log1p = (jnp.log, jnp.log1p) if isinstance(a, jax.Array) else (np.log, np.log1p)
+        leak = jnp.asarray(log(a) - log1p(-a), dtype)
     b, h0 = (zeros if wanted else None for wanted in (use_bias, learn_h0))
     return RNNParams(w_ih.T, w_hh, b, h0, leak)
 
@@ -143,7 +145,7 @@ def move(cell: Cell, h: Array, f: Array) -> Array:
     if cell.leak is None:
         return f.astype(h.dtype)
     a = jnp.broadcast_to(cell.leak.astype(f.dtype), f.shape)
-    return ((1 - a) * h + a * f).astype(h.dtype)
+    return ((1 - a) * h.astype(f.dtype) + a * f).astype(h.dtype)
 
 
 def input_product(cell: Cell, x: Array) -> Array:
@@ -180,5 +182,5 @@ def draw_noises(keys: Array | None, like: Array) -> Array:
         return jax.random.normal(key, like.shape[1:], like.dtype)
 
     # Under vmap the other generators draw all steps from the first key.
-    each = jax.vmap(draw) if str(jax.random.key_impl(keys)) == "fry" else partial(lax.map, draw)
+    each = jax.vmap(draw) if "fry" in str(jax.random.key_impl(keys)) else partial(lax.map, draw)
     return lax.broadcast_like(each(keys), like)

@@ -30,7 +30,7 @@ from jax import lax
 
 from jaxrnn import initializers
 from jaxrnn._checks import (
-    as_array,
+    as_given,
     check_bool,
     check_fraction,
     check_function,
@@ -124,7 +124,7 @@ def dale(signs: Array | np.ndarray) -> Constraint:
     cognitive tasks: a simple and flexible framework", equations 12 to 14 (with the absolute value
     for their rectification, under which a weight that reached zero no longer learns).
     """
-    given = as_array("signs", signs)
+    given = as_given("signs", signs)
     if isinstance(given, jax.core.Tracer):
         raise TypeError("signs is traced, expected known numbers")
     numbers = any(jnp.issubdtype(given.dtype, kind) for kind in (jnp.integer, jnp.floating))
@@ -151,7 +151,7 @@ def connectivity(mask: Array | np.ndarray) -> Constraint:
 
     Initially the remaining weights are scaled up, so that W keeps its Frobenius norm.
     """
-    exists = as_array("mask", mask)
+    exists = as_given("mask", mask)
     check_bool("mask", exists)
     if exists.ndim != 2 or exists.shape[0] != exists.shape[1]:
         raise ValueError(f"mask has shape {exists.shape}, expected [H, H]")

@@ -91,7 +91,7 @@ def check_params(params: Any) -> RNNParams:
         raise ValueError(f"params.w_ih has shape {params.w_ih.shape}, expected [H, D]")
     units = params.w_ih.shape[0]
     if isinstance(params.w_hh, LowRank):
-        thin = (units, *params.w_hh.m.shape[1:2])
+        thin = (units, *(params.w_hh.m.shape[1:2] or (1,)))
         for name, value in params.w_hh._asdict().items():
             check_shape(f"params.w_hh.{name}", value, thin)
     else:
@@ -156,14 +156,15 @@ def cast_call(
             )
     check_elementwise(activation, shape, accumulation_dtype(dtype))
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf).astype(dtype), params)
-    cell = _make_cell(params, leak, None if key is None else noise)
+    cell = _make_cell(params, leak, noise, key)
     h = jnp.broadcast_to(initial_unit_state(params), shape) if h is None else h.astype(dtype)
     rank = len(batch_shape)
     return cell, match_batch(h, x, x.ndim - 1 - rank, rank, cell), x.astype(dtype)
 
 
-def _make_cell(params: RNNParams, leak: Any, noise: Any) -> Cell:
-    """The cell with a learned or a fixed leak, and with noise of sqrt(2 / a) times `noise`."""
+def _make_cell(params: RNNParams, leak: Any, noise: Any, key: Key | None) -> Cell:
+    """The cell with a learned or a fixed leak, and with noise of sqrt(2 / a) times `noise`, if
+    there is a key."""
     units, dtype = params.w_ih.shape[0], params.w_ih.dtype
     a: Array | None = None
     if params.leak is not None:
@@ -171,11 +172,12 @@ def _make_cell(params: RNNParams, leak: Any, noise: Any) -> Cell:
             raise ValueError("leak is given beside params.leak, expected one of them")
         a = jax.nn.sigmoid(params.leak)
     elif leak is not None:
-        a = check_per_unit("leak", leak, units, "(0, 1]").astype(dtype)
+        a = jnp.asarray(check_per_unit("leak", leak, units, "(0, 1]")).astype(dtype)
     scale: Array | None = None
     if noise is not None:
-        scale = check_per_unit("noise", noise, units, "[0, inf)").astype(dtype)
+        scale = jnp.asarray(check_per_unit("noise", noise, units, "[0, inf)")).astype(dtype)
         scale = scale * jnp.sqrt(2 / (jnp.ones((), dtype) if a is None else a))
+        scale = None if key is None else scale
     return Cell(*params[:4], a, scale)
 
 
@@ -224,7 +226,7 @@ def initial_unit_state(params: RNNParams | Cell) -> Array:
     if params.h0 is not None:
         return params.h0
     if isinstance(params.w_hh, LowRank):
-        return jnp.zeros_like(params.w_hh.m[:, 0])
+        return jnp.sum(params.w_hh.m[:, :0], axis=1)
     return jnp.zeros_like(params.w_hh[0])
 
 

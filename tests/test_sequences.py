@@ -181,7 +181,8 @@ def draw_network(reverse, seed=0):
     rng = np.random.default_rng(0)
     params = draw_rnn(jax.random.key(seed), D, H)
     sequences = [rng.standard_normal((length, D)) for length in LENGTHS]
-    p = {name: np.asarray(leaf) for name, leaf in params._asdict().items()}
+    given = params._asdict().items()
+    p = {name: np.asarray(leaf) for name, leaf in given if leaf is not None}
     alone = []
     for xs in sequences:
         every, none = np.ones((len(xs), 1), bool), np.zeros((len(xs), 1), bool)

@@ -83,7 +83,7 @@ def vanilla_rnn(
         if single:
             h = advance(cell, h, xs, activation, key)
             return h, h
-        steps = make_steps(cell, xs, mask, resets, reverse, key)
+        steps = make_steps(cell, xs, mask, resets, reverse, key, parallel)
         options = chunk_size, remat, parallel
         return unroll_prepared(cell, h, steps, activation, reverse, *options)
 

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.export import is_symbolic_dim
 
 from jaxrnn._types import Array
 
@@ -53,6 +54,8 @@ def scan_chunks(
 
 def states_before(states: Array, start: Array, reverse: bool) -> Array:
     """What stood before each of `states` along the first axis; before the first one, `start`."""
+    if not is_symbolic_dim(states.shape[0]) and states.shape[0] == 0:
+        return states
     parts = [states[1:], start[None]] if reverse else [start[None], states[:-1]]
     return jnp.concatenate(parts)
 

@@ -26,7 +26,13 @@ from jaxrnn.recurrence.chunks import states_before
 from jaxrnn.recurrence.plan import Combine, Strategy, make_plan, make_products, make_push
 from jaxrnn.recurrence.reference import Steps, restart, where_unmasked, zero_masked
 from jaxrnn.recurrence.side_by_side import Devices, ParallelReport, run_side_by_side
-from jaxrnn.recurrence.tangents import SLOPES, input_tangent, pre_activations, slope_at
+from jaxrnn.recurrence.tangents import (
+    SLOPES,
+    input_tangent,
+    leak_tangent,
+    pre_activations,
+    slope_at,
+)
 
 _FEWEST_STEPS = 64
 _CHUNKS = 16
@@ -197,7 +203,7 @@ def _jvp(setting: Setting, primals: Any, tangents: Any) -> Any:
         dz = dz + make_push(setting.strategy, cell.w_hh)(d_before)
     source = move(cell, d_before, slopes * dz)
     if cell.leak is not None and not isinstance(d_cell.leak, SymbolicZero):
-        drift = jnp.broadcast_to(d_cell.leak, at.shape) * (setting.activation(at) - before)
+        drift = leak_tangent(d_cell, setting.activation(at), before)
         source = source + drift.astype(source.dtype)
     source = zero_masked(steps.mask, source)
     if not isinstance(d_h0, SymbolicZero):

@@ -41,7 +41,7 @@ def unroll_plain(
 
     Slower, and the reference that `unroll` must equal. Arguments and results are those of `unroll`.
     """
-    options = {"leak": leak, "noise": noise, "key": key}
+    options: Any = {"leak": leak, "noise": noise, "key": key}
     cell, h0, steps = prepare_unroll(params, h0, xs, mask, resets, activation, reverse, **options)
     initial = lax.broadcast_like(initial_unit_state(cell), h0)
 
@@ -65,6 +65,7 @@ def prepare_unroll(
     leak: Any = None,
     noise: Any = None,
     key: Any = None,
+    parallel: Any = None,
 ) -> tuple[Cell, Array, Steps]:
     """The arguments of `unroll`, checked: arrays of one dtype, zero inputs where masked, the
     resets as `find_restarts` makes them, and a key for each step if there is noise to draw."""
@@ -79,7 +80,8 @@ def prepare_unroll(
     extras: Any = {"leak": leak, "noise": noise, "key": key}
     cell, h0, xs = cast_call(params, h0, xs, xs.shape[1:-1], activation, name="h0", **extras)
     h0 = match_batch(h0, xs, 1, xs.ndim - 2, (mask, resets))
-    return cell, h0, make_steps(cell, zero_masked(mask, xs), mask, resets, reverse, key)
+    xs = zero_masked(mask, xs)
+    return cell, h0, make_steps(cell, xs, mask, resets, reverse, key, parallel)
 
 
 def make_steps(
@@ -89,9 +91,18 @@ def make_steps(
     resets: Array | None,
     reverse: bool,
     key: Key | None,
+    parallel: Any = None,
 ) -> Steps:
-    """The steps of checked inputs, with a key for the noise of each, if there is any."""
-    keys = None if key is None or cell.noise is None else jax.random.split(key, xs.shape[0])
+    """The steps of checked inputs, with a key for the noise of each, if there is any. `parallel`
+    may split time over devices, each of which has a part of the steps."""
+    keys = None
+    axis_name = None if parallel is None else parallel.axis_name
+    if key is not None and cell.noise is not None:
+        devices = 1 if axis_name is None else lax.axis_size(axis_name)
+        keys = jax.random.split(key, devices * xs.shape[0])
+        if axis_name is not None:
+            here = lax.axis_index(axis_name)
+            keys = keys.reshape(devices, xs.shape[0], *keys.shape[1:])[here]
     return Steps(xs, mask, find_restarts(resets, mask, reverse), keys)
 
 

@@ -30,7 +30,14 @@ from jaxrnn.recurrence.parallel import (
 )
 from jaxrnn.recurrence.plan import Plan, make_plan, make_products, make_push
 from jaxrnn.recurrence.reference import Steps, prepare_unroll, restart, where_unmasked, zero_masked
-from jaxrnn.recurrence.tangents import SLOPES, input_tangent, instantiate, pre_activations, slope_at
+from jaxrnn.recurrence.tangents import (
+    SLOPES,
+    input_tangent,
+    instantiate,
+    leak_tangent,
+    pre_activations,
+    slope_at,
+)
 
 
 def unroll(
@@ -80,7 +87,7 @@ def unroll(
       TypeError, ValueError: an argument is not as described.
     """
     check_chunks(chunk_size, remat, parallel)
-    extras = {"leak": leak, "noise": noise, "key": key}
+    extras: Any = {"leak": leak, "noise": noise, "key": key, "parallel": parallel}
     cell, h0, steps = prepare_unroll(params, h0, xs, mask, resets, activation, reverse, **extras)
     options = chunk_size, remat, parallel
     h_last, states = unroll_prepared(cell, h0, steps, activation, reverse, *options)
@@ -197,7 +204,7 @@ def _recur_jvp(setting: Setting, primals: Any, tangents: Any) -> Any:
         drift = None
         if cell.leak is not None and not isinstance(d_cell.leak, SymbolicZero):
             f = setting.activation(at) if outputs is None else outputs
-            drift = jnp.broadcast_to(d_cell.leak, before.shape) * (f - before)
+            drift = leak_tangent(d_cell, f, before)
         return lax.scan(
             body, dh, (at, dz, drift, steps.mask, steps.resets), reverse=setting.reverse
         )

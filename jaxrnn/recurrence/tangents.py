@@ -51,6 +51,14 @@ def input_tangent(
     return dz
 
 
+def leak_tangent(d_cell: Cell, f: Array, before: Array) -> Array:
+    """The part of each step's tangent that a learned leak adds, ``da (f(a_t) - h_{t-1})``."""
+    dtype = accumulation_dtype(before.dtype)
+    assert d_cell.leak is not None
+    d_leak = jnp.broadcast_to(d_cell.leak.astype(dtype), before.shape)
+    return d_leak * (f.astype(dtype) - before.astype(dtype))
+
+
 def instantiate(tangent: Any, primal: Array) -> Array:
     """A tangent as an array."""
     return jnp.zeros_like(primal) if isinstance(tangent, SymbolicZero) else tangent

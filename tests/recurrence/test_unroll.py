@@ -9,6 +9,7 @@ import pytest
 from jax.test_util import check_grads
 
 import jaxrnn
+from jaxrnn.params import Cell, LowRank
 from jaxrnn.recurrence.plan import Plan, make_plan
 from tests.support import oracle
 from tests.support.checks import (
@@ -84,14 +85,16 @@ def test_unroll_and_every_gradient_equal_the_oracle(
         mask, resets = mask if masked else None, resets if marked else None
         (h_last, hs), (gp, gh0, gxs) = run(arguments, mask, resets, cotangents)
 
-        p = {field: np.asarray(value) for field, value in arguments[0]._asdict().items()}
+        given = arguments[0]._asdict().items()
+        p = {field: np.asarray(value) for field, value in given if value is not None}
         h0, xs = np.asarray(arguments[1]), np.asarray(arguments[2])
         mask = np.ones((T, B), bool) if mask is None else np.asarray(mask)
         resets = np.zeros((T, B), bool) if resets is None else np.asarray(resets)
         expected_last, expected_hs, tape = oracle.forward(p, h0, xs, mask, resets, reverse, name)
         expected = oracle.backward(p, xs, tape, name, *map(np.asarray, cotangents))
         assert_close((h_last, hs), (expected_last, expected_hs), length=T * (H + D))
-        assert_close((gp._asdict(), gh0, gxs), expected, length=T * B * (H + D))
+        got = {field: value for field, value in gp._asdict().items() if value is not None}
+        assert_close((got, gh0, gxs), expected, length=T * B * (H + D))
 
 
 @pytest.mark.parametrize(
@@ -129,7 +132,7 @@ def test_a_deep_network_and_its_gradients_equal_the_oracle(key, depth, direction
 
     as_dicts = [
         [
-            {f: np.asarray(v) for f, v in p._asdict().items()}
+            {f: np.asarray(v) for f, v in p._asdict().items() if v is not None}
             for p in ([q] if directions == 1 else q)
         ]
         for q in params
@@ -293,9 +296,14 @@ def test_the_plan_has_one_strategy_per_shape_on_a_cpu_and_before_elsewhere(
     monkeypatch, batch, inputs, units, strategy
 ):
     h0 = jax.ShapeDtypeStruct((*batch, units), jnp.float32)
-    assert make_plan(h0, inputs, 10, None, False) == Plan(strategy, 10)
+    w_ih, w_hh, noise = np.zeros((units, inputs)), np.zeros((units, units)), np.zeros(())
+    cell = Cell(w_ih, w_hh, None, None, None, None)
+    assert make_plan(cell, h0, 10) == Plan(strategy, 10)
+    assert make_plan(cell._replace(noise=noise), h0, 10) == Plan("before", 10)
+    thin = LowRank(w_hh[:, :1], w_hh[:, :1])
+    assert make_plan(cell._replace(w_hh=thin), h0, 10) == Plan("before", 10)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert make_plan(h0, inputs, 10, None, False) == Plan("before", 10)
+    assert make_plan(cell, h0, 10) == Plan("before", 10)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
