@@ -175,9 +175,10 @@ def _make_cell(params: RNNParams, leak: Any, noise: Any, key: Key | None) -> Cel
         a = jnp.asarray(check_per_unit("leak", leak, units, "(0, 1]")).astype(dtype)
     scale: Array | None = None
     if noise is not None:
-        scale = jnp.asarray(check_per_unit("noise", noise, units, "[0, inf)")).astype(dtype)
-        scale = scale * jnp.sqrt(2 / (jnp.ones((), dtype) if a is None else a))
-        scale = None if key is None else scale
+        sigma = check_per_unit("noise", noise, units, "[0, inf)")
+        if key is not None:
+            scale = jnp.asarray(sigma).astype(dtype)
+            scale = scale * jnp.sqrt(2 / (jnp.ones((), dtype) if a is None else a))
     return Cell(*params[:4], a, scale)
 
 

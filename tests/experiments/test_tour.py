@@ -142,6 +142,7 @@ def test_the_errors_of_the_learned_averages_are_those_of_their_two_weights():
     )
     data = averages.measure(config, 0, ignore)
     assert data["exact"]["difference"] <= data["exact"]["tolerance"]
+    assert data["exact"]["leaky"] <= data["exact"]["tolerance"]
     assert data["exact"]["tolerance"] == pytest.approx(2.0**-52 / (1 - 0.8))
     xs = np.asarray(data["example"]["xs"], np.float64)
     for place, alpha in enumerate(config.alphas):
@@ -174,7 +175,7 @@ def make_averages(early=1e-7, late=1e-7, identity_w=0.5, identity_u=0.5, tanh_er
     return {
         "alphas": (0.5,),
         "train_length": 20,
-        "exact": {"difference": 1e-16, "tolerance": 4e-16},
+        "exact": {"difference": 1e-16, "leaky": 1e-16, "tolerance": 4e-16},
         "networks": {
             "identity": {
                 "w": np.array([[0.5, identity_w]]), "u": np.array([[0.5, identity_u]]),
@@ -214,6 +215,8 @@ def test_a_planted_measurement_refutes_claim_3_or_4(planted, refuted):
 def test_a_step_that_is_not_the_average_refutes_claim_3():
     data = plant(make_averages(), ("exact", "difference"), 5e-16)
     assert find_refuted(averages.judge(data)) == {"3"}
+    data = plant(make_averages(), ("exact", "leaky"), 5e-16)
+    assert find_refuted(averages.judge(data)) == {"3 leaky"}
 
 
 def test_a_step_with_swapped_weights_is_measured_and_refuted(monkeypatch):
