@@ -65,8 +65,10 @@ def test_generating_is_stepping_on_what_feed_makes_of_each_output(key, name, dra
     feed, key = make_feed(layer), key if drawn else None
     expected = step_on_own_outputs(layer, params, None, x, T, feed, key)
     run = jax.jit(functools.partial(generate, layer, feed=feed), static_argnums=3)
-    # A draw is fused with other operations in a loop than alone, which changes rounding.
-    compare = functools.partial(assert_close, length=T * 8) if drawn else assert_identical
+    # A draw, and a leak's two products, are fused with other operations in a loop than alone, which
+    # changes rounding.
+    rounded = drawn or any(word in name for word in ("leak", "noise", "low rank"))
+    compare = functools.partial(assert_close, length=T * 8) if rounded else assert_identical
     compare(run(params, None, x, T, key=key), expected)
     alone = jax.tree.map(lambda leaf: leaf[:, 0], expected[1])  # without batch axes
     if not drawn:
