@@ -158,6 +158,7 @@ def test_steps_to_a_share_are_the_first_that_have_it():
 @pytest.fixture
 def few_small_tasks(monkeypatch):
     monkeypatch.setattr(cognition, "_SMALL_TASKS", ("go", "decision"))
+    monkeypatch.setattr(cognition, "_CURVES", ("decision",))
 
 
 @pytest.mark.usefixtures("few_small_tasks")

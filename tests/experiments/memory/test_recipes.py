@@ -281,7 +281,7 @@ def test_every_recipe_builds_for_every_problem_at_its_size(name):
 
 def unroll_by_hand(layer, xs, activation, added=0.0):
     """h_t = f(W h_{t-1} + U x_t + b + what is added), in float64; [T, B, H]."""
-    w_ih, w_hh, b, h0 = (None if a is None else np.asarray(a, np.float64) for a in layer)
+    w_ih, w_hh, b, h0 = (None if a is None else np.asarray(a, np.float64) for a in layer[:4])
     h = np.broadcast_to(np.zeros(len(w_hh)) if h0 is None else h0, (xs.shape[1], len(w_hh)))
     hs = []
     for drive in xs.astype(np.float64) @ w_ih.T + b + added:
