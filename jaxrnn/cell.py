@@ -175,7 +175,6 @@ def add_noises(cell: Cell, zs: Array, keys: Array | None) -> Array:
 
 def draw_noises(keys: Array | None, like: Array) -> Array:
     """Standard normal numbers like an array [T, *B, H]; each step's follow from its key alone."""
-
     assert keys is not None
 
     def draw(key: Key) -> Array:
