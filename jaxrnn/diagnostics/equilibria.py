@@ -80,14 +80,10 @@ def fixed_points(
         check_positive("tolerance", tolerance)
     x = make_zero_input(layer, params) if x is None else as_array("x", x)
     _check_starts(layer, params, starts)
-    example = jax.tree.map(lambda leaf: leaf[0], starts)
-    flat = flatten_step(layer, params, example, x, name="x")
-    all_starts = jax.vmap(flat.flatten)(starts)
-    eps = float(jnp.finfo(all_starts.vector.dtype).eps)
-    limit = eps**0.75 if tolerance is None else tolerance
 
-    def find(start: FlatState) -> tuple[State, Array, Array, Array]:
-        start = lax.fori_loop(0, settle, lambda _, at: flat.advance(at, x)[0], start)
+    def find(state: State) -> FixedPoints:
+        flat = flatten_step(layer, params, state, x, name="x")
+        start = lax.fori_loop(0, settle, lambda _, at: flat.advance(at, x)[0], flat.start)
 
         def after(vector: Array) -> Array:
             return flat.outputs(start, x, vector)[0]
@@ -98,15 +94,16 @@ def fixed_points(
         values = values[jnp.argsort(-jnp.abs(values))]
         velocity = after(vector) - vector
         speed = jnp.linalg.norm(velocity)
+        eps = float(jnp.finfo(vector.dtype).eps)
+        converged = speed <= (eps**0.75 if tolerance is None else tolerance)
         # The gradient of half the squared speed, relative to what a Jacobian of this size allows.
         gradient = jnp.linalg.norm(velocity @ jacobian - velocity)
         at_minimum = gradient <= eps**0.25 * (1 + jnp.linalg.norm(jacobian)) * speed
-        state = flat.unflatten(start._replace(vector=vector))
-        return state, speed, values, at_minimum | (speed <= limit)
+        point = flat.unflatten(start._replace(vector=vector))
+        stable = jnp.all(jnp.abs(values) < 1)
+        return FixedPoints(point, speed, values, converged, stable, at_minimum | converged)
 
-    states, speeds, values, at_minimum = jax.vmap(find)(all_starts)
-    stable = jnp.all(jnp.abs(values) < 1, axis=-1)
-    return FixedPoints(states, speeds, values, speeds <= limit, stable, at_minimum)
+    return jax.vmap(find)(starts)
 
 
 def distinct_points(found: FixedPoints, *, radius: float | None = None) -> FixedPoints:

@@ -160,8 +160,8 @@ def invalid_calls():
     yield "points", (find, None, params, None, starts), TypeError, "layer", "NoneType"
     yield "points", (find, both, (params,) * 2, None, starts), ValueError, "layer", "not causal"
     yield "points", (find, layer, params, xs[0, :1], starts), ValueError, "x", "(1,)"
-    yield "points", (find, layer, params, xs, starts), ValueError, "state", "(4,)"
-    yield "points", (find, layer, params, None, state), ValueError, "state", "()"
+    yield "points", (find, layer, params, xs, starts), ValueError, "x", "(7, 2)"
+    yield "points", (find, layer, params, None, state), ValueError, "starts", "[4]"
     yield "points", (find, layer, params, None, starts[:0]), ValueError, "starts", "(0, 4)"
     yield "points", (find, layer, params, None, [[0.0]]), ValueError, "starts", "()"
     for options, name, got in [

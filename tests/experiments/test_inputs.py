@@ -167,7 +167,7 @@ def test_a_file_that_is_none_is_refused(refuse, tmp_path, experiment, option, na
         (("forecast", "--test", "0.9"), ["--test is 0.9", "less than 0.5"]),
         (("forecast", "--learning-rate", "nan"), ["--learning-rate is nan"]),
         (("forecast", "--save-seconds", "-1"), ["--save-seconds is -1"]),
-        (("text", "--layers", "4"), ["--layers is 4", "less than or equal to 3"]),
+        (("text", "--layers", "17"), ["--layers is 17", "less than or equal to 16"]),
         (("text", "--dropout", "1"), ["--dropout is 1", "less than 1"]),
         (("text", "--prompt", "\u20ac"), ["--prompt", "'\u20ac'"]),
         (("text", "--prompt", ""), ["--prompt", "empty"]),
