@@ -23,7 +23,8 @@ from jaxrnn.layers import (
     stack,
     vanilla_rnn,
 )
-from jaxrnn.params import LowRank, RNNParams
+from jaxrnn.matrices import FixedFanIn, LowRank
+from jaxrnn.params import RNNParams
 from jaxrnn.recurrence import Parallel, unroll, unroll_plain
 from jaxrnn.sequences import (
     PackedSequences,
@@ -54,6 +55,7 @@ __all__ = [
     "Constraint",
     "DenseParams",
     "DropoutState",
+    "FixedFanIn",
     "Initializer",
     "Inputs",
     "Key",

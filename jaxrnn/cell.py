@@ -22,13 +22,13 @@ from jaxrnn._checks import (
 )
 from jaxrnn._products import product
 from jaxrnn._types import Activation, Array, Initializer, Key
+from jaxrnn.matrices import recurrent_product
 from jaxrnn.params import (
     Cell,
     RNNParams,
     cast_call,
     check_params,
     draw_weights,
-    recurrent_product,
 )
 
 

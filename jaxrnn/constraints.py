@@ -39,7 +39,8 @@ from jaxrnn._checks import (
 )
 from jaxrnn._products import product
 from jaxrnn._types import Array, Key, Params, accumulation_dtype
-from jaxrnn.params import LowRank, RNNParams, split_key
+from jaxrnn.matrices import LowRank, as_dense
+from jaxrnn.params import RNNParams, split_key
 
 
 class Constraint(NamedTuple):
@@ -103,7 +104,7 @@ def on_recurrent(
         return jax.tree.unflatten(structure, changed)
 
     def init_all(key: Key, params: Params) -> Params:
-        return change(params, key, lambda w, k: init(k, _as_dense(w)))  # type: ignore[arg-type]
+        return change(params, key, lambda w, k: init(k, as_dense(w)))  # type: ignore[arg-type]
 
     def apply_all(free: Params, *, key: Key | None = None) -> Params:
         return change(free, key, apply)
@@ -139,7 +140,7 @@ def dale(signs: Array | np.ndarray) -> Constraint:
 
     def apply(free: Array, key: Key | None) -> Array:
         del key
-        free = _as_dense(free)
+        free = as_dense(free)
         check_shape("params.w_hh", free, (known.size, known.size))
         return jnp.abs(free) * jnp.broadcast_to(jnp.asarray(known, free.dtype), free.shape)
 
@@ -158,7 +159,7 @@ def connectivity(mask: Array | np.ndarray) -> Constraint:
 
     def apply(free: Array, key: Key | None = None) -> Array:
         del key
-        free = _as_dense(free)
+        free = as_dense(free)
         check_shape("params.w_hh", free, exists.shape)
         return jnp.where(exists, free, jnp.zeros_like(free))
 
@@ -215,7 +216,7 @@ def orthogonal() -> Constraint:
 
     def apply(free: Array, key: Key | None) -> Array:
         del key
-        free = _as_dense(free)
+        free = as_dense(free)
         wide = free.astype(accumulation_dtype(free.dtype))
         return _exponential(wide - wide.T).astype(free.dtype)
 
@@ -238,7 +239,7 @@ def antisymmetric(gamma: float | Array = 0.0) -> Constraint:
 
     def apply(free: Array, key: Key | None) -> Array:
         del key
-        free = _as_dense(free)
+        free = as_dense(free)
         return free - free.T - jnp.asarray(gamma, free.dtype) * jnp.eye(len(free), dtype=free.dtype)
 
     return on_recurrent(init, apply)
@@ -257,7 +258,7 @@ def drop_connect(rate: float | Array) -> Constraint:
     def apply(free: Array, key: Key | None) -> Array:
         if key is None:
             return free
-        free = _as_dense(free)
+        free = as_dense(free)
         kept = jax.random.bernoulli(key, 1 - rate, free.shape)
         return jnp.where(kept, free / jnp.asarray(1 - rate, free.dtype), jnp.zeros_like(free))
 
@@ -279,10 +280,6 @@ def _exponential(skew: Array, squarings: int = 12) -> Array:
     for _ in range(2):  # towards the nearest orthogonal matrix (Bjorck & Bowie 1971)
         q = 1.5 * q - 0.5 * times(q, times(q.T, q))
     return q
-
-
-def _as_dense(w: Any) -> Any:
-    return w.dense() if isinstance(w, LowRank) else w
 
 
 def _is_cell(node: Any) -> bool:

@@ -21,30 +21,8 @@ from jaxrnn._checks import (
     check_per_unit,
     check_shape,
 )
-from jaxrnn._products import product
 from jaxrnn._types import Activation, Array, Initializer, Key, Shape, accumulation_dtype
-
-
-class LowRank(NamedTuple):
-    """A recurrent matrix of low rank, ``W = m n^T``, which multiplies as two thin ones.
-
-    Source: Mastrogiuseppe & Ostojic 2018, "Linking connectivity, dynamics, and computations in
-    low-rank recurrent neural networks".
-    """
-
-    m: Array
-    """[H, R]."""
-
-    n: Array
-    """[H, R]."""
-
-    def multiply(self, h: Array) -> Array:
-        """``W h`` for h [..., H]."""
-        return product(product(h, self.n, axis=0).astype(h.dtype), self.m)
-
-    def dense(self) -> Array:
-        """W, [H, H]."""
-        return product(self.m, self.n).astype(self.m.dtype)
+from jaxrnn.matrices import as_weights, is_structured
 
 
 class RNNParams(NamedTuple):
@@ -54,7 +32,7 @@ class RNNParams(NamedTuple):
     """U [H, D], input to hidden."""
 
     w_hh: Any
-    """W [H, H], hidden to hidden: an array, or `LowRank`."""
+    """W [H, H], hidden to hidden: an array, `LowRank` or `FixedFanIn`."""
 
     b: Array | None = None
     """[H], or None for a layer without a bias."""
@@ -84,42 +62,24 @@ def check_params(params: Any) -> RNNParams:
     """Return `params` with its leaves as arrays; refuse parameters that do not fit together."""
     if not isinstance(params, RNNParams):
         raise TypeError(f"params is a {type(params).__name__}, expected RNNParams")
-    for name, leaf in params._asdict().items():
-        if leaf is not None or name.startswith("w_"):
-            params = params._replace(**{name: _check_leaf(f"params.{name}", leaf)})
+    leaves = params._asdict()
+    w_hh = leaves.pop("w_hh")
+    for name, leaf in leaves.items():
+        if leaf is not None or name == "w_ih":
+            params = params._replace(**{name: as_weights(f"params.{name}", leaf)})
     if params.w_ih.ndim != 2:
         raise ValueError(f"params.w_ih has shape {params.w_ih.shape}, expected [H, D]")
     units = params.w_ih.shape[0]
-    if isinstance(params.w_hh, LowRank):
-        thin = (units, *(params.w_hh.m.shape[1:2] or (1,)))
-        for name, value in params.w_hh._asdict().items():
-            check_shape(f"params.w_hh.{name}", value, thin)
+    if is_structured(w_hh):
+        params = params._replace(w_hh=w_hh.check("params.w_hh", units))
     else:
+        params = params._replace(w_hh=as_weights("params.w_hh", w_hh))
         check_shape("params.w_hh", params.w_hh, (units, units))
     for name in ("b", "h0", "leak"):
         leaf = getattr(params, name)
         if leaf is not None and not (name == "leak" and leaf.shape == ()):
             check_shape(f"params.{name}", leaf, (units,))
     return params
-
-
-def _check_leaf(name: str, leaf: Any) -> Any:
-    if isinstance(leaf, LowRank):
-        return LowRank(*(_check_leaf(f"{name}.{k}", part) for k, part in leaf._asdict().items()))
-    leaf = as_array(name, leaf)
-    check_floating(name, leaf)
-    _check_whole(name, leaf)
-    return leaf
-
-
-def _check_whole(name: str, weights: Array) -> None:
-    """Refuse weights that are sharded over explicit mesh axes: each step would need all of them."""
-    spec = jax.typeof(weights).sharding.spec
-    if any(spec):
-        raise ValueError(
-            f"{name} is sharded over explicit mesh axes, {spec}, expected whole weights: "
-            "use jax.sharding.reshard(params, jax.P()), or shard hidden units over AxisType.Auto"
-        )
 
 
 def cast_call(
@@ -140,7 +100,7 @@ def cast_call(
     That is the result type of the parameters and, if it is floating-point, the input. A state of
     None becomes the initial state; one whose shape or dtype does not fit is refused, and so is an
     activation that is not elementwise. Without a key the cell has no noise."""
-    arrays = jax.tree.leaves(params)
+    arrays = [leaf for leaf in jax.tree.leaves(params) if jnp.issubdtype(leaf.dtype, jnp.floating)]
     if jnp.issubdtype(x.dtype, jnp.floating):
         arrays.append(x)
     dtype = jnp.result_type(*arrays)
@@ -155,11 +115,16 @@ def cast_call(
                 "inputs"
             )
     check_elementwise(activation, shape, accumulation_dtype(dtype))
-    params = jax.tree.map(lambda leaf: jnp.asarray(leaf).astype(dtype), params)
+    params = jax.tree.map(lambda leaf: _cast_floating(leaf, dtype), params)
     cell = _make_cell(params, leak, noise, key)
     h = jnp.broadcast_to(initial_unit_state(params), shape) if h is None else h.astype(dtype)
     rank = len(batch_shape)
     return cell, match_batch(h, x, x.ndim - 1 - rank, rank, cell), x.astype(dtype)
+
+
+def _cast_floating(leaf: Any, dtype: Any) -> Array:
+    leaf = jnp.asarray(leaf)
+    return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
 
 def _make_cell(params: RNNParams, leak: Any, noise: Any, key: Key | None) -> Cell:
@@ -180,11 +145,6 @@ def _make_cell(params: RNNParams, leak: Any, noise: Any, key: Key | None) -> Cel
             scale = jnp.asarray(sigma).astype(dtype)
             scale = scale * jnp.sqrt(2 / (jnp.ones((), dtype) if a is None else a))
     return Cell(*params[:4], a, scale)
-
-
-def recurrent_product(w_hh: Any, h: Array) -> Array:
-    """``W h`` for h [..., H]."""
-    return w_hh.multiply(h) if isinstance(w_hh, LowRank) else product(h, w_hh)
 
 
 def match_batch(state: Any, x: Array, first: int, rank: int, others: Any = ()) -> Any:
@@ -226,17 +186,18 @@ def initial_unit_state(params: RNNParams | Cell) -> Array:
     """The initial state of one sequence, [H]: the learned one, or zeros."""
     if params.h0 is not None:
         return params.h0
-    if isinstance(params.w_hh, LowRank):
-        return jnp.sum(params.w_hh.m[:, :0], axis=1)
-    return jnp.zeros_like(params.w_hh[0])
+    return params.w_hh.zeros() if is_structured(params.w_hh) else jnp.zeros_like(params.w_hh[0])
 
 
-def draw_weights(name: str, init: Initializer, key: Key, shape: Shape, dtype: Any) -> Array:
+def draw_weights(name: str, init: Initializer, key: Key, shape: Shape, dtype: Any) -> Any:
     """What the initializer called `name` returns, checked."""
     check_function(name, init)
     check_key("key", key)
     check_call(name, init, "(key, shape, dtype)", 3)
-    value = as_array(f"the result of {name}", init(key, shape, dtype))
+    value = init(key, shape, dtype)
+    if is_structured(value):
+        return jax.tree.map(lambda leaf: _cast_floating(leaf, dtype), value)
+    value = as_array(f"the result of {name}", value)
     check_shape(f"the result of {name}", value, shape)
     return value.astype(dtype)
 

@@ -11,7 +11,8 @@ import numpy as np
 from jaxrnn._checks import check_floating, check_floating_dtype, check_shape
 from jaxrnn._types import Array, Params, Shape
 from jaxrnn.layers.pointwise import DenseParams
-from jaxrnn.params import LowRank, RNNParams, check_params
+from jaxrnn.matrices import as_dense
+from jaxrnn.params import RNNParams, check_params
 
 
 class RecurrentParams(NamedTuple):
@@ -134,9 +135,7 @@ def _check_rnn(name: str, params: RNNParams) -> RNNParams:
         raise type(error)(str(error).replace("params", name, 1)) from None
     if params.leak is not None:
         raise ValueError(f"{name} has a leak, expected None: other formats have no leaky cell")
-    if isinstance(params.w_hh, LowRank):
-        params = params._replace(w_hh=params.w_hh.dense())
-    return params
+    return params._replace(w_hh=as_dense(params.w_hh))
 
 
 def _check_dense(name: str, params: DenseParams) -> DenseParams:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -17,7 +18,8 @@ from jax.export import is_symbolic_dim
 from jaxrnn._products import column_product, column_product_of, product
 from jaxrnn._types import Array
 from jaxrnn.cell import add_bias, add_noises, input_product
-from jaxrnn.params import Cell, LowRank, recurrent_product
+from jaxrnn.matrices import is_structured, recurrent_product
+from jaxrnn.params import Cell
 from jaxrnn.recurrence.reference import Steps
 
 Strategy = Literal["before", "columns", "inside", "joined"]
@@ -54,7 +56,7 @@ def make_plan(
     A program exported for several platforms has, on all of them, the plan for the one that it was
     traced on; its results do not depend on the plan."""
     on_cpu = jax.default_backend() == "cpu"
-    simple = cell.noise is None and not isinstance(cell.w_hh, LowRank)
+    simple = cell.noise is None and not is_structured(cell.w_hh)
     strategy = _choose_strategy(h0, cell.w_ih.shape[1]) if on_cpu and simple else "before"
     return Plan(strategy, _choose_chunk_size(h0, num_steps, chunk_size, remat, on_cpu))
 
@@ -113,7 +115,7 @@ def make_products(strategy: Strategy, cell: Cell) -> tuple[Prepare | None, Combi
     def prepare(steps: Steps) -> Array:
         return add_noises(cell, input_product(cell, steps.xs), steps.keys)
 
-    if isinstance(cell.w_hh, LowRank):
+    if is_structured(cell.w_hh):
         return prepare, lambda z, h: z + recurrent_product(cell.w_hh, h)
     if strategy == "columns":
         w = cell.w_hh
@@ -134,8 +136,8 @@ def make_products(strategy: Strategy, cell: Cell) -> tuple[Prepare | None, Combi
 
 def make_push(strategy: Strategy, w: Any) -> Callable[[Array], Array]:
     """``dh -> W dh``, in the form whose transpose is fast where the strategy's products are."""
-    if isinstance(w, LowRank):
-        return w.multiply
+    if is_structured(w):
+        return partial(recurrent_product, w)
     if strategy == "columns":
         w_t = w.T
         return lambda dh: column_product_of(dh, w_t)

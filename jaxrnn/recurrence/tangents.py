@@ -11,7 +11,8 @@ from jax.custom_derivatives import SymbolicZero
 from jaxrnn._products import product
 from jaxrnn._types import Activation, Array, accumulation_dtype
 from jaxrnn.cell import add_noises, draw_noises, input_product
-from jaxrnn.params import Cell, LowRank, recurrent_product
+from jaxrnn.matrices import is_structured, recurrent_product
+from jaxrnn.params import Cell
 from jaxrnn.recurrence.reference import Steps
 
 SLOPES: dict[Activation, Activation] = {
@@ -38,9 +39,9 @@ def input_tangent(
     dz = jnp.zeros_like(before, dtype) if d_xs is None else product(d_xs, cell.w_ih)
     if not isinstance(d_cell.w_ih, SymbolicZero):
         dz = dz + product(steps.xs, d_cell.w_ih)
-    if isinstance(cell.w_hh, LowRank):
-        d_w = jax.tree.map(instantiate, d_cell.w_hh, cell.w_hh)
-        dz = dz + jax.jvp(lambda w: recurrent_product(w, before), (cell.w_hh,), (d_w,))[1]
+    if is_structured(cell.w_hh):
+        if not all(isinstance(leaf, SymbolicZero) for leaf in d_cell.w_hh):
+            dz = dz + cell.w_hh.push(jax.tree.map(instantiate, d_cell.w_hh, cell.w_hh), before)
     elif not isinstance(d_cell.w_hh, SymbolicZero):
         dz = dz + product(before, d_cell.w_hh)
     if d_cell.b is not None and not isinstance(d_cell.b, SymbolicZero):

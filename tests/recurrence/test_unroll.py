@@ -9,7 +9,8 @@ import pytest
 from jax.test_util import check_grads
 
 import jaxrnn
-from jaxrnn.params import Cell, LowRank
+from jaxrnn.matrices import LowRank
+from jaxrnn.params import Cell
 from jaxrnn.recurrence.plan import Plan, make_plan
 from tests.support import oracle
 from tests.support.checks import (

@@ -16,7 +16,10 @@ from tests.support.source import called_name, count_code_lines, is_private
 
 CORE = {*sys.stdlib_module_names, "jax", "jaxlib", "numpy", "optax"}
 BASES = ("_types", "_checks", "_products")
-CHAIN = (*BASES, "params", "initializers", "constraints", "cell", "recurrence", "layers")
+CHAIN = (
+    *(*BASES, "matrices", "params", "initializers"),
+    *("constraints", "cell", "recurrence", "layers"),
+)
 MAY_IMPORT = {
     **{part: CHAIN[:position] for position, part in enumerate(CHAIN)},
     **dict.fromkeys(("sequences", "training", "host", "files"), BASES),
