@@ -1,6 +1,6 @@
 """jaxrnn: the vanilla recurrent network in functional JAX."""
 
-from jaxrnn import constraints, diagnostics, host, initializers, sharding
+from jaxrnn import constraints, diagnostics, host, initializers, reservoir, sharding
 from jaxrnn._types import Activation, Array, Initializer, Key, Params, State
 from jaxrnn.cell import init_rnn, step
 from jaxrnn.constraints import Constraint
@@ -91,6 +91,7 @@ __all__ = [
     "masked_mean",
     "pack_sequences",
     "pad_sequences",
+    "reservoir",
     "residual",
     "scanned",
     "sharding",

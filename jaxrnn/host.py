@@ -30,6 +30,9 @@ def use_cpu_devices(count: int | None = None) -> int:
       RuntimeError: JAX has already started with another number of CPU devices.
     """
     count = count_cores() if count is None else check_size("count", count)
+    # XLA (of jaxlib 0.10 to 0.12) hangs where every thread of its pool waits for a factorisation
+    # in a loop, as all devices may; it reads the number of threads from this variable.
+    os.environ.setdefault("NPROC", str(max(count, count_cores()) + 1))
     try:
         jax.config.update("jax_num_cpu_devices", count)
     except RuntimeError as error:  # JAX has started

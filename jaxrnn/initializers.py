@@ -107,10 +107,10 @@ def with_spectral_radius(radius: float | Array, init: Initializer) -> Initialize
     radius = check_positive("radius", radius)
     check_function("init", init)
 
-    def scaled(key: Key, shape: Shape, dtype: Any = jnp.float32) -> Array:
+    def scaled(key: Key, shape: Shape, dtype: Any = jnp.float32) -> Any:
         _check_square(shape)
         dtype = check_floating_dtype("dtype", dtype)
-        w = init(key, shape, accumulation_dtype(dtype))
+        w: Any = init(key, shape, accumulation_dtype(dtype))
         if isinstance(w, FixedFanIn):
             own = _growth_rate(w)
             scale = jnp.where(own > 0, radius / jnp.where(own > 0, own, 1), 1)
@@ -137,7 +137,7 @@ def sparse(density: float | Array, init: Initializer) -> Initializer:
     return thinned
 
 
-def fixed_fan_in(fan_in: int) -> Callable[..., FixedFanIn]:
+def fixed_fan_in(fan_in: int) -> Callable[..., Any]:
     """A `jaxrnn.FixedFanIn`: each unit has `fan_in` different inputs, drawn uniformly, with
     independent normal weights of standard deviation ``1 / sqrt(fan_in)``.
 

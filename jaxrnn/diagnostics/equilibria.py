@@ -12,7 +12,6 @@ from jax import lax
 from jaxrnn._checks import as_array, check_positive, check_size
 from jaxrnn._types import Array, Params, State
 from jaxrnn.diagnostics.flat_state import (
-    FlatState,
     flatten_step,
     is_floating,
     make_zero_input,
