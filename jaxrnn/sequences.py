@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrnn._checks import as_array, check_bool, check_floating, check_size
-from jaxrnn._types import Array, accumulation_dtype
+from jaxrnn._checks import as_array, check_bool, check_floating, check_key, check_size
+from jaxrnn._types import Array, Key, accumulation_dtype
 
 
 @partial(
@@ -166,6 +166,36 @@ def sliding_windows(series: Array, size: int, *, stride: int = 1) -> Array:
         raise ValueError(f"series has shape {series.shape}, expected at least size = {size} steps")
     starts = jnp.arange(0, series.shape[0] - size + 1, stride)
     return series[jnp.arange(size)[:, None] + starts[None, :]]
+
+
+def random_windows(key: Key, series: Any, size: int, count: int) -> Any:
+    """`count` windows of `size` steps of a series, whose starts are independent and uniform.
+
+    For ``make_batch`` of `jaxrnn.fit`:
+
+        def make_batch(key, step):
+            return jaxrnn.random_windows(key, (xs, targets), 200, 32)
+
+    Args:
+      key: draws the starts.
+      series: [N, *F], or a pytree of such with the same N, whose windows begin together.
+      size, count: both at least 1.
+
+    Returns:
+      [size, count, *F] for each array of the series: time-major, with the windows as the batch.
+    """
+    check_key("key", key)
+    size, count = check_size("size", size), check_size("count", count)
+    leaves = [as_array("series", leaf) for leaf in jax.tree.leaves(series)]
+    lengths = {leaf.shape[:1] for leaf in leaves}
+    if len(lengths) != 1 or min(lengths) < (size,):
+        shapes = [leaf.shape for leaf in leaves]
+        raise ValueError(
+            f"series has shapes {shapes}, expected the same number of steps, at least size = {size}"
+        )
+    starts = jax.random.randint(key, (count,), 0, leaves[0].shape[0] - size + 1)
+    steps = jnp.arange(size)[:, None] + starts[None, :]
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[steps], series)
 
 
 def masked_mean(

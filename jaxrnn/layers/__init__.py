@@ -9,7 +9,7 @@ from jaxrnn.layers.combinators import (
     stack,
 )
 from jaxrnn.layers.contract import Inputs, Layer, make_layer
-from jaxrnn.layers.feedback import generate
+from jaxrnn.layers.feedback import closed_loop, generate, nearest_state, teacher_forced
 from jaxrnn.layers.pointwise import DenseParams, DropoutState, dense, dropout, embedding
 from jaxrnn.layers.recurrent import scanned, vanilla_rnn
 
@@ -20,6 +20,7 @@ __all__ = [
     "Layer",
     "bidirectional",
     "chunked",
+    "closed_loop",
     "constrained",
     "deep_rnn",
     "dense",
@@ -27,8 +28,10 @@ __all__ = [
     "embedding",
     "generate",
     "make_layer",
+    "nearest_state",
     "residual",
     "scanned",
     "stack",
+    "teacher_forced",
     "vanilla_rnn",
 ]
