@@ -41,6 +41,8 @@ EXPERIMENTS = (
     "memory",
     "cognition",
     "gradients",
+    "dynamics",
+    "reservoir",
 )
 """The names of the experiments: each is a package with `Config` and `run` and, in its module
 `figures`, ``plot(data, folder)``."""

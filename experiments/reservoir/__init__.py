@@ -1,0 +1,1 @@
+"""Reservoirs: placeholder docstring replaced below."""
