@@ -4,6 +4,9 @@ import collections
 import os
 import random
 
+# Several workers share the cores, and threads of LAPACK that wait for each other wait very long.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import jax
 import pytest
 
