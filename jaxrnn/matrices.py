@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxrnn._checks import as_array, check_floating, check_shape
+from jaxrnn._checks import as_array, as_given, check_floating, check_shape
 from jaxrnn._products import product
 from jaxrnn._types import Array, accumulation_dtype
 
@@ -98,18 +98,19 @@ class FixedFanIn(NamedTuple):
     def check(self, name: str, units: int) -> "FixedFanIn":
         """The matrix with its leaves as arrays; refuse leaves that do not fit together."""
         values = as_weights(f"{name}.values", self.values)
-        indices = as_array(f"{name}.indices", self.indices)
+        indices = as_given(f"{name}.indices", self.indices)
         check_shape(f"{name}.values", values, (units, *(values.shape[1:2] or (1,))))
         check_shape(f"{name}.indices", indices, values.shape)
         if not jnp.issubdtype(indices.dtype, jnp.integer):
             raise ValueError(f"{name}.indices has dtype {indices.dtype}, expected integers")
         if not isinstance(indices, jax.core.Tracer) and indices.size:
-            least, most = int(np.min(indices)), int(np.max(indices))
+            known = np.asarray(indices)
+            least, most = int(known.min()), int(known.max())
             if least < 0 or most >= units:
                 raise ValueError(
                     f"{name}.indices has entries from {least} to {most}, expected 0 to {units - 1}"
                 )
-        return FixedFanIn(values, indices)
+        return FixedFanIn(values, jnp.asarray(indices))
 
 
 def is_structured(w: Any) -> bool:

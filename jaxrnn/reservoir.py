@@ -266,9 +266,12 @@ def ridge_readout(
       The readout with the smallest error.
     """
     num_targets = check_size("num_targets", num_targets)
+    # In NumPy, whose numbers are known in ``jit`` too.
+    if not any(isinstance(each, jax.core.Tracer) for each in jax.tree.leaves(penalties)):
+        known = np.atleast_1d(np.asarray(penalties))
+        if not np.all(known > 0):
+            raise ValueError(f"penalties is {known}, expected numbers above 0")
     penalties = jnp.atleast_1d(jnp.asarray(penalties, statistics.factor.dtype))
-    if not isinstance(penalties, jax.core.Tracer) and not bool(jnp.all(penalties > 0)):
-        raise ValueError(f"penalties is {penalties}, expected numbers above 0")
     if penalties.ndim != 1 or (penalties.shape[0] != 1 and validation is None):
         raise ValueError(
             f"penalties has shape {penalties.shape} with validation={validation}, expected one "

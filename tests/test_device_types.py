@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 import jaxrnn
 from jaxrnn import diagnostics
 from jaxrnn.host import use_cpu_devices
-from tests.support.checks import assert_close, draw_marks, draw_rnn, random_like
+from tests.support.checks import assert_close, draw_marks, draw_rnn, floating_leaves, random_like
 from tests.support.layer_registry import TOKENS, layer_calls
 from tests.support.processes import run_alone
 
@@ -118,12 +118,15 @@ def compare_layers(way):
         cotangent = jax.random.normal(key, (T, B, layer.output_size))
 
         def run(params, xs, mask, resets, cotangent, layer=layer, key=key):
-            def outputs(params):
+            free, rebuild = floating_leaves(params)
+
+            def outputs(free):
+                params = rebuild(free)
                 # a device's own key would draw other units: what is random stays out of here
                 state, ys = layer.unroll(params, None, xs, mask=mask, resets=resets)
                 return ys + layer.step(params, state, xs[0])[1][None] if layer.causal else ys
 
-            ys, pull = jax.vjp(outputs, params)
+            ys, pull = jax.vjp(outputs, free)
             return ys, *pull(cotangent)
 
         arguments = (params, xs, mask, resets, cotangent)

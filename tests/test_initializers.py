@@ -19,6 +19,7 @@ MAKERS = {
     "scaled_spectral_radius": lambda: initializers.scaled_spectral_radius(0.9),
     "normal": initializers.normal,
     "uniform": initializers.uniform,
+    "ring": initializers.ring,
 }
 AROUND = {  # initializers around another
     "with_spectral_radius": lambda: initializers.with_spectral_radius(0.9, initializers.normal()),
@@ -42,7 +43,7 @@ def test_every_initializer_draws_float32_by_default(key):
     assert {make()(key, (H, H)).dtype for make in ALL.values()} == {np.dtype(np.float32)}
 
 
-@pytest.mark.parametrize("name", [name for name in ALL if name != "identity"])
+@pytest.mark.parametrize("name", [name for name in ALL if name not in ("identity", "ring")])
 def test_an_initializer_draws_the_same_under_jit_and_vmap(name):
     keys = jax.random.split(jax.random.key(3), 3)
     draw = ALL[name]()
@@ -171,6 +172,65 @@ def test_with_spectral_radius_leaves_a_matrix_whose_powers_vanish_as_it_is(key):
 
     drawn = initializers.with_spectral_radius(0.9, chain)(key, (H, H))
     assert_identical(drawn, chain(key, (H, H), np.float32))
+
+
+# Fixed fan-in and ring
+
+
+@pytest.mark.parametrize(("units", "fan_in"), [(300, 7), (12, 5), (5, 5), (5, 1)])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float64])
+def test_fixed_fan_in_gives_each_unit_different_inputs_one_from_each_equal_part(
+    key, units, fan_in, dtype
+):
+    w = initializers.fixed_fan_in(fan_in)(key, (units, units), dtype)
+    assert w.values.dtype == dtype
+    assert w.values.shape == w.indices.shape == (units, fan_in)
+    part = -(-(np.asarray(w.indices) + 1) * fan_in // units) - 1
+    assert (part == np.arange(fan_in)).all()  # and so they are different
+
+
+def test_fixed_fan_in_reads_every_unit_equally_often_and_has_its_standard_deviation(key):
+    units, fan_in = 300, 8
+    keys = jax.random.split(key, 40)
+    draw = initializers.fixed_fan_in(fan_in)
+    w = jax.jit(jax.vmap(lambda key: draw(key, (units, units), jnp.float64)))(keys)
+    counts = np.bincount(np.ravel(w.indices), minlength=units)
+    assert counts.size == units
+    expected = counts.sum() / units  # 320; parts of 37 and of 38 units differ by 3 %
+    assert np.abs(counts / expected - 1).max() <= 0.03 + 5 / np.sqrt(expected)
+    assert_moments(w.values, 1 / fan_in, NORMAL)
+    assert not np.intersect1d(w.values[0], w.values[1]).size
+
+
+def test_fixed_fan_in_refuses_more_inputs_than_units():
+    draw = initializers.fixed_fan_in(6)
+    with pytest.raises(ValueError, match=r"^fan_in is 6, expected at most 5, the number of"):
+        draw(jax.random.key(0), (5, 5))
+    with pytest.raises(ValueError, match=r"^fan_in is 0"):
+        initializers.fixed_fan_in(0)
+    with pytest.raises(ValueError, match=r"^shape is \(5, 6\)"):
+        draw(jax.random.key(0), (5, 6))
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float64])
+def test_with_spectral_radius_of_fixed_fan_in_is_about_that_of_numpy(dtype):
+    draw = initializers.with_spectral_radius(1.25, initializers.fixed_fan_in(8))
+    keys = jax.random.split(jax.random.key(0), 3)
+    ws = jax.jit(jax.vmap(lambda key: draw(key, (200, 200), dtype)))(keys)
+    assert ws.values.dtype == dtype
+    for values, indices in zip(*ws, strict=True):
+        w = jaxrnn.FixedFanIn(values.astype(jnp.float64), indices).dense()
+        radius = np.abs(np.linalg.eigvals(np.asarray(w))).max()
+        assert abs(radius / 1.25 - 1) <= 0.02  # "to about 1 %"
+
+
+def test_a_ring_passes_each_state_on_to_the_next_unit_and_has_its_weight_as_radius(key):
+    w = initializers.ring(0.75)(key, (7, 7), jnp.float64)
+    h = np.arange(7.0)
+    assert_identical(w @ h, 0.75 * np.roll(h, 1))
+    values = np.abs(np.linalg.eigvals(np.asarray(w)))
+    np.testing.assert_allclose(values, 0.75, rtol=7 * np.finfo(np.float64).eps)
+    assert (w != 0).sum() == 7
 
 
 # Sparse and Dale

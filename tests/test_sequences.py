@@ -1,6 +1,8 @@
 """Lengths, masks, padding, packing, windows and masked means, against NumPy loops."""
 
+import inspect
 import itertools
+import textwrap
 
 import jax
 import jax.numpy as jnp
@@ -247,6 +249,66 @@ def test_sliding_windows_are_those_of_a_loop(num_steps, size, stride, features):
     assert_identical(jaxrnn.sliding_windows(series, size, stride=stride), expected)
     compiled = jax.jit(jaxrnn.sliding_windows, static_argnums=1, static_argnames="stride")
     assert_identical(compiled(series, size, stride=stride), expected)
+
+
+def test_random_windows_are_pieces_of_the_series_which_begin_together_and_anywhere(key):
+    steps, size, count = 20, 6, 400
+    xs = np.arange(steps * 2).reshape(steps, 2).astype(np.float64)
+    series = {"xs": xs, "step": np.arange(steps), "mask": np.arange(steps) % 3 == 0}
+    windows = jax.jit(jaxrnn.random_windows, static_argnums=(2, 3))(key, series, size, count)
+    assert jax.tree.map(jnp.shape, windows) == {
+        "xs": (size, count, 2),
+        "step": (size, count),
+        "mask": (size, count),
+    }
+    starts = np.asarray(windows["step"][0])
+    for place, start in enumerate(starts):
+        got = jax.tree.map(lambda leaf, at=place: leaf[:, at], windows)
+        assert_identical(got, {name: leaf[start : start + size] for name, leaf in series.items()})
+    counts = np.bincount(starts)
+    assert counts.size == steps - size + 1  # both ends are among them
+    expected = count / counts.size
+    assert np.abs(counts - expected).max() <= 5 * np.sqrt(expected)
+    assert_identical(jaxrnn.random_windows(key, xs, size, count), windows["xs"])
+    others = jaxrnn.random_windows(jax.random.fold_in(key, 1), xs, size, count)
+    assert (others != windows["xs"]).any()
+
+
+def test_random_windows_of_the_whole_series_are_the_series(key):
+    series = np.arange(5)
+    windows = jaxrnn.random_windows(key, series, 5, 3)
+    assert_identical(windows, np.stack([series] * 3, axis=1))
+
+
+def test_the_example_of_random_windows_makes_a_batch(key):
+    lines = inspect.getdoc(jaxrnn.random_windows).split("of `jaxrnn.fit`:\n")[1].split("\nArgs:")[0]
+    xs = np.random.default_rng(0).normal(size=(300, 3))
+    names = {"jaxrnn": jaxrnn, "xs": xs, "targets": xs[:, :1] + 1}
+    exec(textwrap.dedent(lines), names)
+    got, targets = names["make_batch"](key, 0)
+    assert got.shape == (200, 32, 3)
+    assert_identical(targets, got[..., :1] + 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((0, np.ones(5), 2, 3), TypeError, "key is 0"),
+        ((None, np.ones(5), 0, 3), ValueError, "size is 0"),
+        ((None, np.ones(5), 2.0, 3), TypeError, "size is 2.0"),
+        ((None, np.ones(5), 2, 0), ValueError, "count is 0"),
+        ((None, np.ones(5), 6, 3), ValueError, "series has shapes [(5,)], expected the same"),
+        ((None, np.ones(()), 1, 3), ValueError, "series has shapes [()]"),
+        ((None, (), 1, 3), ValueError, "series has shapes []"),
+        ((None, (np.ones(5), np.ones((4, 2))), 2, 3), ValueError, "series has shapes [(5,), (4, 2"),
+        ((None, ["a"], 2, 3), TypeError, "series is a str"),
+    ],
+)
+def test_random_windows_refuses_bad_input_by_name(key, arguments, error, message):
+    given = (key if arguments[0] is None else arguments[0], *arguments[1:])
+    with pytest.raises(error) as caught:
+        jaxrnn.random_windows(*given)
+    assert str(caught.value).startswith(message), caught.value
 
 
 # Means

@@ -267,7 +267,7 @@ def _train(config: Config, one: Observed, network: Layer, tick: Tick) -> tuple[P
 
 def _choose(network: Layer, trained: Params, fitted: Params, one: Observed) -> Params:
     """For each seed, those of two parameters that stay right for longer on validation rows."""
-    length = min(one.validation // 2, 1000)
+    length = min((one.validation - _WARM_UP) // 2, 1000)
     rows = one.observed[one.train : one.train + one.validation]
     windows = jaxrnn.sliding_windows(rows, _WARM_UP + length, stride=50)
     true = np.asarray(windows[_WARM_UP:])

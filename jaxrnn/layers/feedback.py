@@ -11,7 +11,7 @@ from jax import lax
 
 from jaxrnn._checks import as_array, check_function, check_inputs, check_key, check_size
 from jaxrnn._products import product
-from jaxrnn._types import Array, Key, Params, State
+from jaxrnn._types import Array, Key, Params, State, accumulation_dtype
 from jaxrnn.layers.contract import Inputs, Layer, check_layer, complete_state, make_layer
 from jaxrnn.layers.pointwise import DenseParams
 from jaxrnn.layers.recurrent import scanned
@@ -151,6 +151,7 @@ def closed_loop(layer: Layer, *, feed: Feed | None = None) -> Layer:
         _check_fed(fed, given)
         fed = fed.astype(given.dtype)
         flag = jnp.broadcast_to(flag, given.shape)
+        given = jnp.where(flag == 0, 0, given)
         mixed = jnp.where(flag == 1, given, fed + flag * (given - fed))
         own, y = layer.run(
             params, own, Inputs(jnp.where(flag == 0, fed, mixed), single=True), own_key
@@ -229,11 +230,15 @@ def nearest_state(readout: DenseParams) -> Callable[[Array, Array], Array]:
     y [*B, O], ``h + V^+ (y - V h - c)`` with the pseudo-inverse of V [O, H]."""
     if not isinstance(readout, DenseParams):
         raise TypeError(f"readout is a {type(readout).__name__}, expected DenseParams")
-    inverse = jnp.linalg.pinv(readout.w)
+    inverse = jnp.linalg.pinv(readout.w.astype(accumulation_dtype(readout.w.dtype)))
 
     def nearest(h: Array, y: Array) -> Array:
         now = product(h, readout.w)
-        now = now if readout.b is None else now + jnp.broadcast_to(readout.b, now.shape)
+        now = (
+            now
+            if readout.b is None
+            else now + jnp.broadcast_to(readout.b.astype(now.dtype), now.shape)
+        )
         missing = (y.astype(now.dtype) - now).astype(h.dtype)
         return h + product(missing, inverse.astype(h.dtype)).astype(h.dtype)
 
@@ -256,7 +261,8 @@ def _pull(state: State, target: State, fraction: Array) -> State:
 def _floating_dtype(tree: Any) -> Any:
     """The result type of the floating-point leaves."""
     dtypes = [leaf.dtype for leaf in jax.tree.leaves(tree)]
-    return jnp.result_type(*(d for d in dtypes if jnp.issubdtype(d, jnp.floating)), jnp.float32)
+    floating = [d for d in dtypes if jnp.issubdtype(d, jnp.floating)]
+    return jnp.result_type(*(floating or [jnp.float32]))
 
 
 def _check_fed(fed: Any, x: Array) -> None:

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 import jaxrnn
 from jaxrnn import generate
 from jaxrnn.host import use_cpu_devices
-from tests.support.checks import assert_close, assert_identical, random_like
+from tests.support.checks import add_noise, assert_close, assert_identical
 from tests.support.layer_registry import TOKENS, D, layer_calls
 from tests.support.processes import run_alone
 
@@ -37,8 +37,7 @@ def make_feed(layer):
 
 def draw(layer, key, batch=(B,)):
     keys = jax.random.split(key, 3)
-    params = layer.init(keys[0])
-    params = jax.tree.map(lambda p, n: p + 0.1 * n, params, random_like(keys[1], params))
+    params = add_noise(keys[1], layer.init(keys[0]), 0.1)
     if layer.reads_tokens:
         return params, jax.random.randint(keys[2], batch, 0, TOKENS)
     return params, jax.random.normal(keys[2], (*batch, layer.input_size), jnp.float64)

@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 
 import jaxrnn
-from tests.support.checks import assert_close, assert_identical, draw_marks, random_like
+from tests.support.checks import (
+    add_noise,
+    assert_close,
+    assert_identical,
+    draw_marks,
+    floating_leaves,
+    random_like,
+)
 from tests.support.layer_registry import TOKENS, D, layer_calls, layer_functions
 
 T, B = 9, 4
@@ -33,8 +40,7 @@ def takes_tokens(layer):
 def draw(name, key, shape=(T, B)):
     """(layer, params, state, xs, mask, resets); no parameter and no state is zero."""
     layer, keys = LAYERS[name], jax.random.split(key, 5)
-    params = layer.init(keys[0])
-    params = jax.tree.map(lambda p, n: p + 0.1 * n, params, random_like(keys[1], params))
+    params = add_noise(keys[1], layer.init(keys[0]), 0.1)
     state = layer.initial_state(params, shape[1:])
     state = jax.tree.map(lambda s: s + 0.5 if jnp.issubdtype(s.dtype, jnp.floating) else s, state)
     mask, resets = draw_marks(keys[2], shape)
@@ -93,11 +99,14 @@ def test_chunks_equal_the_whole_and_so_do_their_gradients(key, name, reverse):
 
     @functools.partial(jax.jit, static_argnums=0)
     def run(layer, params, state):
-        def loss(params):
-            last, ys = layer.unroll(params, state, xs, mask=mask, resets=resets, reverse=reverse)
+        free, rebuild = floating_leaves(params)
+
+        def loss(free):
+            options = {"mask": mask, "resets": resets, "reverse": reverse}
+            last, ys = layer.unroll(rebuild(free), state, xs, **options)
             return jnp.sum(ys**2), (last, ys)
 
-        return jax.value_and_grad(loss, has_aux=True)(params)
+        return jax.value_and_grad(loss, has_aux=True)(free)
 
     (_, expected), gradient = run(layer, params, state)
     forward = [(1, {}), (4, {"remat": True})]
@@ -210,14 +219,15 @@ def test_reverse_is_forward_over_the_flipped_sequence(key, name):
 def test_the_forward_derivative_is_the_transpose_of_the_reverse_one(key, name):
     layer, params, _, xs, mask, resets = draw(name, key)
     keys = jax.random.split(key, 2)
+    free, rebuild = floating_leaves(params)
 
-    def outputs(params):
-        return layer.unroll(params, None, xs, mask=mask, resets=resets)[1]
+    def outputs(free):
+        return layer.unroll(rebuild(free), None, xs, mask=mask, resets=resets)[1]
 
-    tangent = random_like(keys[0], params)
-    ys, dys = jax.jit(lambda t: jax.jvp(outputs, (params,), (t,)))(tangent)
+    tangent = random_like(keys[0], free)
+    ys, dys = jax.jit(lambda t: jax.jvp(outputs, (free,), (t,)))(tangent)
     cotangent = random_like(keys[1], ys)
-    pulled = jax.jit(lambda c: jax.vjp(outputs, params)[1](c)[0])(cotangent)
+    pulled = jax.jit(lambda c: jax.vjp(outputs, free)[1](c)[0])(cotangent)
     through = sum(
         jnp.vdot(a, b)
         for a, b in zip(jax.tree.leaves(pulled), jax.tree.leaves(tangent), strict=True)

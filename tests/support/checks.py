@@ -48,8 +48,29 @@ def assert_identical(got, expected, what=""):
         assert np.asarray(one).tobytes() == np.asarray(other).tobytes(), what
 
 
+def floating_leaves(tree):
+    """The floating-point leaves, and a function that makes a whole tree of such again."""
+    leaves, structure = jax.tree.flatten(tree)
+    floats = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
+
+    def rebuild(floating):
+        given = iter(floating)
+        return structure.unflatten(
+            [next(given) if kind else leaf for leaf, kind in zip(leaves, floats, strict=True)]
+        )
+
+    return [leaf for leaf, kind in zip(leaves, floats, strict=True) if kind], rebuild
+
+
+def add_noise(key, tree, scale):
+    """`tree` with `scale` times a standard normal added to every floating-point leaf."""
+    floating, rebuild = floating_leaves(tree)
+    noise = random_like(key, floating)
+    return rebuild([leaf + scale * n for leaf, n in zip(floating, noise, strict=True)])
+
+
 def random_like(key, tree):
-    """A standard normal for every floating-point leaf."""
+    """A standard normal for every leaf, each of floating point."""
     leaves, structure = jax.tree.flatten(tree)
     keys = jax.random.split(key, max(len(leaves), 1))
     drawn = [jax.random.normal(k, a.shape, a.dtype) for k, a in zip(keys, leaves, strict=False)]

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxrnn
+from jaxrnn import reservoir
 
 D, TOKENS = 3, 5
 SIGNS = np.array([1, 1, 1, -1])
@@ -28,6 +29,7 @@ def layer_calls(dtype=jnp.float64):
     embedding = call(jaxrnn.embedding, dtype=dtype)
     deep = call(jaxrnn.stack, rnn(D, 5), rnn(5, 2, activation=jax.nn.relu), dense(2, 3))
     shared_dropout = call(jaxrnn.dropout, D, 0.4, shared_over_time=True)
+    readout = call(jaxrnn.stack, rnn(D, 4), dense(4, D))
     return {
         "vanilla": call(rnn, D, 4),
         "vanilla with learned state": call(rnn, D, 4, learn_h0=True),
@@ -61,6 +63,9 @@ def layer_calls(dtype=jnp.float64):
         "chunked network": call(jaxrnn.chunked, deep(), 2, remat=True),
         "chunked, truncated": call(jaxrnn.chunked, gru(D, 4, dtype)(), 4, stop_gradient=True),
         "chunked dropout": call(jaxrnn.chunked, jaxrnn.stack(shared_dropout(), rnn(D, 2)), 4),
+        "closed loop": call(jaxrnn.closed_loop, readout()),
+        "teacher-forced": call(jaxrnn.teacher_forced, readout(), estimate_through_readout),
+        "reservoir": call(reservoir.echo_state_network, D, 4, fan_in=2, leak=0.3, dtype=dtype),
         "combinator of a docstring": call(documented_combinator(), rnn(D, 4, learn_h0=True)),
         "layer of one's own": call(jaxrnn.make_layer, D, D, *affine_functions(D, dtype)),
     }
@@ -72,6 +77,12 @@ def documented_combinator():
     names = {}
     exec(textwrap.dedent(lines), names)
     return names["concatenated"]
+
+
+def estimate_through_readout(params):
+    """The states of a stack of a vanilla network and a dense layer that an observation implies."""
+    nearest = jaxrnn.nearest_state(params[1])
+    return lambda state, x: (nearest(state[0], x), state[1])
 
 
 def affine_functions(size, dtype):
