@@ -100,7 +100,7 @@ class FixedFanIn(NamedTuple):
         values = as_weights(f"{name}.values", self.values)
         indices = as_given(f"{name}.indices", self.indices)
         check_shape(f"{name}.values", values, (units, *(values.shape[1:2] or (1,))))
-        check_shape(f"{name}.indices", indices, values.shape)
+        check_shape(f"{name}.indices", jnp.asarray(indices), values.shape)
         if not jnp.issubdtype(indices.dtype, jnp.integer):
             raise ValueError(f"{name}.indices has dtype {indices.dtype}, expected integers")
         if not isinstance(indices, jax.core.Tracer) and indices.size:

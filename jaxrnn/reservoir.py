@@ -362,11 +362,14 @@ def search(
 ) -> tuple[Layer, tuple[RNNParams, DenseParams], Trials]:
     """Random search: fit many reservoirs at once, and keep the one with the least validation error.
 
+    Half of the trials are drawn from the given ranges, the others around the best of these, within
+    a quarter of each range.
+
     Args:
       key: draws the settings, and the parameters of each reservoir.
       hidden_size: H of all.
       train, validation: (xs [T, *B, D], targets [T, *B, O]); the second follows on the first.
-      num_trials: N.
+      num_trials: N, an even number.
       radius, leak, input_scale, bias_scale: ranges, in which each is uniform on a logarithmic
         scale.
       penalties: those of `ridge_readout`, of which each reservoir has the best.
@@ -374,7 +377,7 @@ def search(
       batch_size: how many reservoirs run at once on a device; by default all of its part, but on a
         CPU one after the other, which is faster there from about 200 units on.
       mesh: splits the trials over the devices of a mesh, as `jaxrnn.sharding.data_mesh` makes it.
-        Their number is a multiple of that of the devices.
+        Half their number is a multiple of that of the devices.
       options: others of `echo_state_network`.
 
     Returns:
@@ -383,6 +386,8 @@ def search(
     """
     check_key("key", key)
     num_trials = check_size("num_trials", num_trials)
+    if num_trials % 2:
+        raise ValueError(f"num_trials is {num_trials}, expected an even number")
     inputs, targets = (as_array("train", each) for each in train)
     dtype = accumulation_dtype(targets.dtype)
     key_settings, key_params = jax.random.split(key)
@@ -392,7 +397,6 @@ def search(
         "input_scale": input_scale,
         "bias_scale": bias_scale,
     }
-    settings = _draw_settings(key_settings, num_trials, ranges, dtype)
     keys = jax.random.split(key_params, num_trials)
     options = {"dtype": targets.dtype, **options}
 
@@ -416,11 +420,17 @@ def search(
     if mesh is not None:
         parts = P(mesh.axis_names)
         run = jax.shard_map(attempt_all, mesh=mesh, in_specs=(parts, P()), out_specs=parts)
-    chosen, errors = jax.jit(run)((keys, settings), data)
-    if bool(jnp.all(jnp.isnan(errors))):
-        raise ValueError(
-            "train or validation has entries that are not finite: no error is a number"
-        )
+    run = jax.jit(run)
+    first = num_trials // 2
+    settings = _draw_settings(key_settings, first, ranges, dtype)
+    found = run((keys[:first], settings), data)
+    if bool(jnp.all(jnp.isnan(found[1]))):
+        raise ValueError("train or validation has entries that are not finite numbers")
+    best = int(jnp.nanargmin(found[1]))
+    near = {name: _narrow(ranges[name], float(each[best])) for name, each in settings.items()}
+    closer = _draw_settings(jax.random.fold_in(key_settings, 1), first, near, dtype)
+    found = _append(found, run((keys[first:], closer), data))
+    settings, (chosen, errors) = _append(settings, closer), found
     best = int(jnp.nanargmin(errors))
     setting = {name: float(values[best]) for name, values in settings.items()}
     params, readout, _, _ = jax.jit(attempt)((keys[best], setting), data)
@@ -438,3 +448,13 @@ def _draw_settings(key: Key, count: int, ranges: dict[str, Any], dtype: Any) -> 
         low, high = (jnp.asarray(np.log(end), dtype) for end in ends)
         settings[name] = jnp.exp(low + each * (high - low))
     return settings
+
+
+def _narrow(ends: tuple[float, float], middle: float) -> tuple[float, float]:
+    """A quarter of a range, on a logarithmic scale, around one of its numbers."""
+    reach = (ends[1] / ends[0]) ** 0.125
+    return max(ends[0], middle / reach), min(ends[1], middle * reach)
+
+
+def _append(one: Any, other: Any) -> Any:
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), one, other)

@@ -68,7 +68,7 @@ def test_the_valid_time_ends_where_the_error_first_exceeds_the_limit():
 
 def test_distances_are_zero_between_equals_and_largest_for_what_diverged_or_stands():
     states, others = (slow_noise(seed) for seed in (1, 2))
-    assert measures.compare(states, states) == {"histograms": 0, "states": 0, "spectra": 0}
+    assert max(measures.compare(states, states).values()) < 1e-7  # a root of rounding
     gone = measures.compare(np.full_like(states, np.inf), states)
     assert gone == {"histograms": 1.0, "states": float("inf"), "spectra": 1.0}
     still = measures.compare(np.zeros_like(states), states)
