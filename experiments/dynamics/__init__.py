@@ -21,7 +21,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -29,8 +29,7 @@ import numpy as np
 import optax
 
 import jaxrnn
-from experiments.data.chaotic_systems import SYSTEMS, System, measure_exponents, simulate
-from experiments.data.series import read_csv
+from experiments.data.chaotic_systems import SYSTEMS, System, measure_exponents
 from experiments.dynamics.findings import judge
 from experiments.dynamics.measures import (
     compare,
@@ -49,6 +48,7 @@ from experiments.dynamics.models import (
     refit,
     start_narrow,
 )
+from experiments.dynamics.observations import Observed, observe_file, observe_systems
 from experiments.shared.findings import Data, Result
 from experiments.shared.model_files import load_networks, read_inputs, save_networks
 from experiments.shared.options import (
@@ -64,7 +64,6 @@ from experiments.shared.training import Task, start_networks, train, warm_up_and
 from jaxrnn import Array, Key, Layer, Params, TrainState, clip_by_global_norm, make_train_step
 
 _WARM_UP = 200
-_TRAIN, _VALIDATION, _TEST = 20_000, 3_000, 120_000
 _STARTS = 100
 _HORIZON = 15.0  # Lyapunov times of a test forecast at most
 _STRETCH = 20_000  # steps of the compared attractors
@@ -122,26 +121,17 @@ class StateInputs:
     deviations: dict[str, list[float]]
 
 
-class Observed(NamedTuple):
-    """A series, standardised: the states [T, D] and what is observed of them, the rows of each
-    part, and the steps per Lyapunov time, if the system is known."""
-
-    name: str
-    title: str
-    states: Array
-    observed: Array
-    train: int
-    validation: int
-    lyapunov_time: float | None
-    mean: np.ndarray
-    deviation: np.ndarray
-
-
 def run(config: Config, progress: Tick) -> Result:
     """Train networks of each system, and compare their free runs with it."""
     if config.quick:
         config = dataclasses.replace(config, systems=("lorenz",), noises=(0.0,), seeds=2, steps=300)
-    series = _observe(config)
+    key = jax.random.key(config.seed)
+    if config.csv is None and config.columns:
+        raise InputError(f"--columns is {config.columns} without --csv")
+    if config.csv is None:
+        series = observe_systems(config.systems, config.noises, key)
+    else:
+        series = observe_file(config.csv, config.columns, key)
     known = None if config.source is None else read_inputs(config.source, StateInputs)
     kept: dict[str, Any] = {}
     cases: Data = {}
@@ -171,51 +161,6 @@ def _check_scales(source: Path, known: StateInputs, one: Observed) -> None:
     close = one.name in known.means and np.allclose(known.means[one.name], one.mean, rtol=1e-3)
     if not close:
         raise InputError(f"{source}: the networks of {one.name} read another series")
-
-
-# The series
-
-
-def _observe(config: Config) -> list[Observed]:
-    """Every series with each noise."""
-    key = jax.random.key(config.seed)
-    if config.csv is not None:
-        if not config.columns:
-            raise InputError(
-                "--columns is missing, expected the columns of --csv that are the state"
-            )
-        values = read_csv(config.csv, config.columns).values
-        if np.isnan(values).any() or len(values) < 2000:
-            raise InputError(f"{config.csv}: expected at least 2000 rows without missing values")
-        train, validation = int(0.6 * len(values)), int(0.15 * len(values))
-        return [_standardise("csv", config.csv.stem, values, train, validation, None, 0.0, key)]
-    if config.columns:
-        raise InputError(f"--columns is {config.columns} without --csv")
-    found = []
-    for system in (SYSTEMS[name] for name in config.systems):
-        values = simulate(system, _TRAIN + _VALIDATION + _TEST)
-        for noise in config.noises:
-            name = f"{system.name}-{noise:g}"
-            title = system.title + (f", {noise:.0%} noise" if noise else "")
-            time = system.lyapunov_time
-            found.append(_standardise(name, title, values, _TRAIN, _VALIDATION, time, noise, key))
-    return found
-
-
-def _standardise(
-    name: str,
-    title: str,
-    values: np.ndarray,
-    train: int,
-    validation: int,
-    time: float | None,
-    noise: float,
-    key: Key,
-) -> Observed:
-    mean, deviation = values[:train].mean(0), values[:train].std(0)
-    states = jnp.asarray((values - mean) / deviation, jnp.float32)
-    observed = states + noise * jax.random.normal(key, states.shape)
-    return Observed(name, title, states, observed, train, validation, time, mean, deviation)
 
 
 # Training

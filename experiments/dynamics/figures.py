@@ -72,6 +72,7 @@ def _draw_exponents(axes: Axes, case: Data) -> None:
         true = np.asarray(case["exponents"]) * case["time"]
         axes.plot(places, true[: len(places)], "_", color=BLACK, markersize=22)
     axes.axhline(0, color=GREY, linewidth=0.8)
+    axes.margins(y=0.1)
     axes.set_yscale("symlog", linthresh=1)
     axes.set_xticks(places)
     axes.set_xlim(0.5, len(places) + 0.5)
