@@ -46,6 +46,7 @@ from experiments.bench.choices import measure_chunks, measure_strategies
 from experiments.bench.contenders import Builder
 from experiments.bench.entrants import Entrant, Unavailable, interleave, matrix_product
 from experiments.bench.findings import judge
+from experiments.bench.reservoirs import judge_reservoirs, measure_reservoirs
 from experiments.bench.scaling import measure_compiling, measure_lengths, measure_memory
 from experiments.bench.tables import write_tables
 from experiments.bench.variants import judge_variants, measure_variants
@@ -55,7 +56,11 @@ from experiments.shared.output import Tick, within
 from experiments.shared.timing import Call
 from jaxrnn.host import count_cores, keep_memory, use_cpu_devices
 
-_PACKAGES = ("jax", "jaxlib", "optax", "flax", "dm-haiku", "keras", "torch", "onnxruntime")
+_PACKAGES = (
+    *("jax", "jaxlib", "optax"),
+    *("flax", "dm-haiku", "keras", "torch", "onnxruntime", "reservoirpy"),
+)
+_RESERVOIRS = (100, 1000)  # units
 _PRODUCT = "matrix product"
 
 
@@ -129,6 +134,8 @@ def run(config: Config, progress: Tick) -> Result:
     variants = measure_variants(cases, *effort, quick=config.quick)
     progress(0.98, "memory of a long sequence")
     memory = measure_memory(config.long, config.layers, config.seed)
+    progress(0.99, "reservoirs")
+    reservoirs = measure_reservoirs(_RESERVOIRS, repeats, peers=config.peers, quick=config.quick)
     data = {
         "rows": rows,
         "memory_kept": kept,
@@ -139,8 +146,10 @@ def run(config: Config, progress: Tick) -> Result:
         "lengths": lengths,
         "memory": memory,
         "variants": variants,
+        "reservoirs": reservoirs,
     }
-    return Result(data, judge(data) + judge_variants(variants), write_tables(data))
+    findings = judge(data) + judge_variants(variants) + judge_reservoirs(reservoirs)
+    return Result(data, findings, write_tables(data))
 
 
 def _shorten(config: Config) -> Config:
