@@ -18,6 +18,7 @@ Haas 2004, "Harnessing nonlinearity".
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple
 
@@ -134,10 +135,11 @@ def _solve(config: Config, task: Prediction) -> Data:
     order = np.argsort(np.asarray(trials.errors))
     network = _make_network(task, trials, int(order[0]))
     seeds = jax.random.split(key_seeds, config.seeds)
+    fit = _make_fit(task)
 
     def fit_seeds(trial: int) -> Fitted:
         setting = {name: each[trial] for name, each in trials.settings.items()}
-        return _fit_all(task, seeds, jax.tree.map(lambda v: jnp.full(len(seeds), v), setting))
+        return fit(seeds, jax.tree.map(lambda v: jnp.full(len(seeds), v), setting))
 
     fitted = fit_seeds(int(order[0]))
     errors = _test_steps(network, fitted.params, task)
@@ -148,9 +150,7 @@ def _solve(config: Config, task: Prediction) -> Data:
         return data | {"delay_line": _fit_delay_line(task) / spread}
     spaced = np.unique(np.linspace(0, (len(order) - 1) // 2, _FINALISTS).astype(int))
     first = jnp.asarray(order[spaced])
-    finalists = _fit_all(
-        task, trials.keys[first], {name: v[first] for name, v in trials.settings.items()}
-    )
+    finalists = fit(trials.keys[first], {name: v[first] for name, v in trials.settings.items()})
     chosen = int(first[finalists.valid.max(axis=1).argmax()])
     network = _make_network(task, trials, chosen)
     free = fit_seeds(chosen)
@@ -175,34 +175,42 @@ class Fitted(NamedTuple):
     valid: np.ndarray
 
 
-def _fit_all(task: Prediction, keys: Key, settings: dict[str, Array]) -> Fitted:
-    """The reservoirs with these keys [N] and settings [N], one after the other."""
+def _make_fit(task: Prediction) -> Callable[[Key, dict[str, Array]], Fitted]:
+    """A function that fits reservoirs with keys [N] and settings [N], one after the other."""
     train, validation = task.cut(0, _TRAIN), task.cut(_TRAIN, _TRAIN + _VALIDATION)
-    size = task.targets.shape[1]
+    size, runs_free = task.targets.shape[1], task.name != "narma"
     windows = jaxrnn.sliding_windows(validation[0], _WARM_UP + _LOOK, stride=100)
+    true = np.asarray(windows[_WARM_UP:])
 
-    def fit(trial: tuple[Key, Any]) -> tuple[Params, Params, Array]:
-        key, setting = trial
+    @jax.jit
+    def fit(key: Key, setting: dict[str, Any]) -> tuple[Params, Params, Any]:
         rnn = reservoir.echo_state_network(task.xs.shape[1], task.units, **setting)
         params = rnn.init(key)
         state, rows = reservoir.gather_statistics(rnn, params, None, *train, washout=_WASHOUT)
         _, others = reservoir.gather_statistics(rnn, params, state, *validation)
         best = reservoir.ridge_readout(rows, _PENALTIES, size, validation=others).params
-        each = [reservoir.ridge_readout(rows, penalty, size).params for penalty in _PENALTIES]
-        readouts = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
-        if task.xs.shape != task.targets.shape:
-            return (params, best), readouts, jnp.zeros(())
+        if not runs_free:
+            return (params, best), (), ()
         network = jaxrnn.stack(rnn, jaxrnn.dense(task.units, size))
-        runs = jax.vmap(lambda out: run_free(network, (params, out), windows[:_WARM_UP], _LOOK))(
-            readouts
-        )
-        return (params, best), readouts, runs
 
-    params, readouts, runs = jax.jit(lambda trials: jax.lax.map(fit, trials))((keys, settings))
-    true = np.asarray(windows[_WARM_UP:])
-    free = np.asarray(runs)
-    valid = [valid_steps(one, true).mean(axis=1) for one in free] if free.ndim > 1 else []
-    return Fitted(params, readouts, np.asarray(valid))
+        def try_penalty(penalty: Array) -> tuple[Params, Array]:
+            readout = reservoir.ridge_readout(rows, penalty, size).params
+            return readout, run_free(network, (params, readout), windows[:_WARM_UP], _LOOK)
+
+        return (params, best), *jax.lax.map(try_penalty, jnp.asarray(_PENALTIES))
+
+    def fit_all(keys: Key, settings: dict[str, Array]) -> Fitted:
+        trials = [_take((keys, settings), place) for place in range(len(keys))]
+        found = [fit(*trial) for trial in trials]
+        params, readouts = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(f[:2] for f in found))
+        valid = [valid_steps(np.asarray(runs), true).mean(1) for *_, runs in found if runs_free]
+        return Fitted(params, readouts, np.asarray(valid))
+
+    return fit_all
+
+
+def _take(tree: Any, place: int) -> Any:
+    return jax.tree.map(lambda leaf: leaf[place], tree)
 
 
 def _test_steps(network: Layer, params: Params, task: Prediction) -> np.ndarray:

@@ -10,6 +10,7 @@ from scipy.integrate import solve_ivp
 from scipy.signal import lfilter
 
 import jaxrnn
+from experiments import dynamics
 from experiments.__main__ import main
 from experiments.data.chaotic_systems import SYSTEMS, advance, measure_exponents, simulate
 from experiments.dynamics import measures, models
@@ -104,7 +105,8 @@ def test_a_polynomial_of_the_right_degree_learns_a_map_exactly():
     np.testing.assert_array_equal(still, np.broadcast_to(states[1099], (2, 2)))
 
 
-def test_a_small_run_writes_figures_and_networks_that_are_used_again(tmp_path):
+def test_a_small_run_writes_figures_and_networks_that_are_used_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(dynamics, "_EXPONENT_STEPS", 300)
     values = simulate(SYSTEMS["lorenz"], 2400)
     lines = ["a,b,c", *(",".join(f"{v:.6f}" for v in row) for row in values)]
     (tmp_path / "own.csv").write_text("\n".join(lines))

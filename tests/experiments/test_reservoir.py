@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from experiments import reservoir
 from experiments.__main__ import main
 from experiments.data.delay_systems import draw_narma, simulate_mackey_glass
 
@@ -45,7 +46,10 @@ def test_narma_follows_its_equation_and_stays_bounded():
         np.testing.assert_allclose(y[t + 1], expected, rtol=1e-12)
 
 
-def test_a_small_run_writes_its_figures(tmp_path):
+def test_a_small_run_writes_its_figures(tmp_path, monkeypatch):
+    shorter = {"_TRAIN": 1000, "_VALIDATION": 500, "_TEST": 3000, "_LOOK": 100, "_FINALISTS": 2}
+    for name, value in shorter.items():
+        monkeypatch.setattr(reservoir, name, value)
     folder = tmp_path / "run"
     small = ("--hidden-size", "30", "--mackey-units", "30", "--trials", "2", "--seeds", "2")
     maps = ("--memory-units", "15", "--radii", "0.5", "0.9", "--leaks", "0.5", "1.0")
