@@ -152,7 +152,8 @@ def test_with_spectral_radius_scales_what_another_draws(key, name, dtype):
     drawn_in = np.promote_types(dtype, np.float32)
     w, own = (np.asarray(a, np.float64) for a in (made, ALL[name]()(key, (H, H), drawn_in)))
     scale = np.linalg.norm(w) / np.linalg.norm(own)
-    assert np.abs(w - scale * own).max() <= float(jnp.finfo(dtype).eps) * np.abs(w).max()
+    # The factor and each product are rounded, and so are both norms.
+    assert np.abs(w - scale * own).max() <= 4 * float(jnp.finfo(dtype).eps) * np.abs(w).max()
 
 
 def test_with_spectral_radius_is_mapped_over_radii_and_equals_scaled_spectral_radius(key):
