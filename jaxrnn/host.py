@@ -17,7 +17,8 @@ def use_cpu_devices(count: int | None = None) -> int:
     """Make the CPU's cores available as JAX devices. Call it at the start of a script.
 
     JAX fixes the number of CPU devices at first use: when an array is created, a function runs, or
-    devices are listed. Importing jax or jaxrnn is not a use. GPUs and TPUs are not affected.
+    devices are listed. Importing jax or jaxrnn is not a use. GPUs and TPUs are not affected. If the
+    environment variable NPROC is not set, it is set to one thread of XLA more than CPU devices.
 
     Args:
       count: the number of CPU devices; by default the number of cores available to this process.
@@ -30,7 +31,7 @@ def use_cpu_devices(count: int | None = None) -> int:
       RuntimeError: JAX has already started with another number of CPU devices.
     """
     count = count_cores() if count is None else check_size("count", count)
-    # XLA (of jaxlib 0.10 to 0.12) hangs where every thread of its pool waits for a factorisation
+    # XLA (seen with jaxlib 0.10.2) hangs where every thread of its pool waits for a factorisation
     # in a loop, as all devices may; it reads the number of threads from this variable.
     os.environ.setdefault("NPROC", str(max(count, count_cores()) + 1))
     try:

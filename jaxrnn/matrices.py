@@ -70,7 +70,7 @@ class FixedFanIn(NamedTuple):
     def multiply(self, h: Array) -> Array:
         """``W h`` for h [..., H]."""
         # A gather per input of a unit, with the batch innermost: XLA adds them in one loop, where a
-        # single gather of all, summed over its last axis, takes six times as long on a CPU.
+        # single gather of all, summed over its last axis, takes several times as long on a CPU.
         dtype = accumulation_dtype(h.dtype)
         sources = jnp.moveaxis(h, -1, 0).astype(dtype)
         values, indices = self.values.T.astype(dtype), self.indices.T

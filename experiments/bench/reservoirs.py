@@ -1,4 +1,8 @@
-"""Reservoirs beside reservoirpy: fit and run one, run a large sparse one, fit many at once."""
+"""Reservoirs beside reservoirpy: fit and run one, run a large sparse one, fit many at once.
+
+Each with its defaults: ours float32 with a dense W, reservoirpy's float64 with a tenth of the
+connections. All have one thread of LAPACK (`experiments/__init__.py`), reservoirpy too.
+"""
 
 from __future__ import annotations
 

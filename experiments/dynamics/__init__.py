@@ -21,7 +21,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -41,11 +41,11 @@ from experiments.dynamics.measures import (
 )
 from experiments.dynamics.models import (
     Model,
+    draw_reservoirs,
     fit_polynomial,
-    fit_reservoirs,
+    fit_readouts,
     make_network,
     make_persistence,
-    refit,
     start_narrow,
 )
 from experiments.dynamics.observations import Observed, observe_file, observe_systems
@@ -75,8 +75,6 @@ _LOOK = 60  # steps of the free runs that validation scores
 @dataclass(frozen=True)
 class Config(TrainConfig):
     """The options of `dynamics`."""
-
-    with_source: ClassVar[frozenset[str]] = frozenset()
 
     systems: tuple[Literal["lorenz", "roessler", "lorenz96"], ...] = (
         "lorenz",
@@ -148,18 +146,18 @@ def run(config: Config, progress: Tick) -> Result:
         part(0.7, "baselines")
         cases[one.name] = _test(config, one, Model(network, params), part)
     if config.source is None:
-        scales = ({s.name: getattr(s, each).tolist() for s in series} for each in _SCALES)
-        save_networks(config, "dynamics", StateInputs(*scales), kept)
+        means = {one.name: one.mean.tolist() for one in series}
+        deviations = {one.name: one.deviation.tolist() for one in series}
+        save_networks(config, "dynamics", StateInputs(means, deviations), kept)
     data: Data = {"cases": cases, "units": config.hidden_size}
     return Result(data, judge(data))
 
 
-_SCALES = ("mean", "deviation")
-
-
 def _check_scales(source: Path, known: StateInputs, one: Observed) -> None:
-    close = one.name in known.means and np.allclose(known.means[one.name], one.mean, rtol=1e-3)
-    if not close:
+    pairs = (known.means, one.mean), (known.deviations, one.deviation)
+    if not all(
+        one.name in had and np.allclose(had[one.name], now, rtol=1e-3) for had, now in pairs
+    ):
         raise InputError(f"{source}: the networks of {one.name} read another series")
 
 
@@ -204,9 +202,7 @@ def _train(config: Config, one: Observed, network: Layer, tick: Tick) -> tuple[P
     )
     trained = train(task, start, config, within(tick, 0.0, 0.6, ""))
     tick(0.6, "readouts")
-    fitted = jax.jit(
-        jax.vmap(lambda p: refit(rows.shape[1], config.hidden_size, rows, validation, p))
-    )(trained.params)
+    fitted = fit_readouts(config.hidden_size, trained.params[0], rows, validation).params
     return _choose(network, trained.params, fitted, one), trained.validation
 
 
@@ -236,9 +232,10 @@ def _test(config: Config, one: Observed, model: Model, tick: Tick) -> Data:
     rows = one.observed[: one.train]
     validation = one.observed[one.train : one.train + one.validation]
     keys = jax.random.split(jax.random.key(config.seed + 1), config.seeds)
+    drawn = draw_reservoirs(rows.shape[1], config.hidden_size, keys)
     models = {
         "network": model,
-        "reservoir": fit_reservoirs(config.hidden_size, keys, rows, validation),
+        "reservoir": fit_readouts(config.hidden_size, drawn, rows, validation),
         "cubic": fit_polynomial(3, rows, validation),
         "linear": fit_polynomial(1, rows, validation),
         "persistence": make_persistence(rows.shape[1]),

@@ -54,21 +54,19 @@ def fit_changes(rnn: Layer, params: Params, train: Array, validation: Array) -> 
     return reservoir.fit_readout(rnn, params, *pairs, **options)[1]
 
 
-def refit(states: int, units: int, train: Array, validation: Array, params: Params) -> Params:
-    """Parameters of one network with its readout fitted by `fit_changes`."""
-    rnn = make_reservoir(states, units)
-    return params[0], fit_changes(rnn, params[0], train, validation).params
+def draw_reservoirs(states: int, units: int, keys: Key) -> Params:
+    """Parameters [S, ...] of recurrent parts as they are drawn."""
+    return jax.jit(jax.vmap(make_reservoir(states, units).init))(keys)
 
 
-def fit_reservoirs(units: int, keys: Key, train: Array, validation: Array) -> Model:
-    """Networks that stay as they were drawn, but for the readout."""
+def fit_readouts(units: int, recurrent: Params, train: Array, validation: Array) -> Model:
+    """Networks with these recurrent parts [S, ...], and readouts fitted by `fit_changes`."""
     rnn = make_reservoir(train.shape[1], units)
 
-    def fit(key: Key) -> Params:
-        params = rnn.init(key)
+    def fit(params: Params) -> Params:
         return params, fit_changes(rnn, params, train, validation).params
 
-    return Model(make_network(train.shape[1], units), jax.jit(jax.vmap(fit))(keys))
+    return Model(make_network(train.shape[1], units), jax.jit(jax.vmap(fit))(recurrent))
 
 
 def fit_polynomial(degree: int, train: Array, validation: Array) -> Model:

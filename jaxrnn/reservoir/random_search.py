@@ -70,7 +70,7 @@ def search(
       penalties: those of `ridge_readout`, of which each reservoir has the best.
       washout: the first steps, which are not fitted.
       batch_size: how many reservoirs run at once on a device; by default all of its part, but on a
-        CPU one after the other, which is faster there from about 200 units on.
+        CPU one after the other, which is faster there for large ones.
       mesh: splits the trials over the devices of a mesh, as `jaxrnn.sharding.data_mesh` makes it.
         Half their number is a multiple of that of the devices.
       options: others of `echo_state_network`.
