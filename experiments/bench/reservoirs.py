@@ -7,6 +7,7 @@ connections. All have one thread of LAPACK (`experiments/__init__.py`), reservoi
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -158,7 +159,9 @@ def _call_peer(
     if not fit:
         return np.asarray(states.run(xs))
     network = states >> nodes.Ridge(ridge=_PENALTY)
-    network.fit(xs, targets, warmup=_WASHOUT)
+    with warnings.catch_warnings():  # recent LAPACKs call so small a penalty ill-conditioned
+        warnings.simplefilter("ignore")
+        network.fit(xs, targets, warmup=_WASHOUT)
     return np.asarray(network.run(xs)) if run else None
 
 
