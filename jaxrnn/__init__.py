@@ -1,6 +1,6 @@
 """jaxrnn: the vanilla recurrent network in functional JAX."""
 
-from jaxrnn import constraints, diagnostics, host, initializers, reservoir, sharding
+from jaxrnn import constraints, diagnostics, host, initializers, online, reservoir, sharding
 from jaxrnn._types import Activation, Array, Initializer, Key, Params, State
 from jaxrnn.cell import init_rnn, step
 from jaxrnn.constraints import Constraint
@@ -95,6 +95,7 @@ __all__ = [
     "mask_from_lengths",
     "masked_mean",
     "nearest_state",
+    "online",
     "pack_sequences",
     "pad_sequences",
     "random_windows",

@@ -115,14 +115,15 @@ def cast_call(
                 "inputs"
             )
     check_elementwise(activation, shape, accumulation_dtype(dtype))
-    params = jax.tree.map(lambda leaf: _cast_floating(leaf, dtype), params)
+    params = jax.tree.map(lambda leaf: cast_floating(leaf, dtype), params)
     cell = _make_cell(params, leak, noise, key)
     h = jnp.broadcast_to(initial_unit_state(params), shape) if h is None else h.astype(dtype)
     rank = len(batch_shape)
     return cell, match_batch(h, x, x.ndim - 1 - rank, rank, cell), x.astype(dtype)
 
 
-def _cast_floating(leaf: Any, dtype: Any) -> Array:
+def cast_floating(leaf: Any, dtype: Any) -> Array:
+    """`leaf` in `dtype`, but integers as they are."""
     leaf = jnp.asarray(leaf)
     return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
@@ -152,18 +153,25 @@ def match_batch(state: Any, x: Array, first: int, rank: int, others: Any = ()) -
     `first`, since a scan carries one type: sharded over the explicit mesh axes that the batch is
     sharded over, and varying over the axes of ``jax.shard_map`` that `x` or `others` vary over."""
     spec = jax.typeof(x).sharding.spec[first : first + rank]
-    varying = frozenset[str]().union(
-        *(jax.typeof(leaf).manual_axis_type.varying for leaf in jax.tree.leaves((x, others)))
-    )
 
     def place(leaf: Array) -> Array:
-        missing = varying - jax.typeof(leaf).manual_axis_type.varying
-        if missing:
-            leaf = lax.pcast(leaf, tuple(sorted(missing)), to="varying")
         full = P(*spec, *[None] * (leaf.ndim - rank))
         return leaf if jax.typeof(leaf).sharding.spec == full else jax.sharding.reshard(leaf, full)
 
-    return jax.tree.map(place, state)
+    return jax.tree.map(place, vary_over(state, (x, others)))
+
+
+def vary_over(values: Any, like: Any) -> Any:
+    """`values`, varying over the axes of ``jax.shard_map`` that a leaf of `like` varies over."""
+    varying = frozenset[str]().union(
+        *(jax.typeof(leaf).manual_axis_type.varying for leaf in jax.tree.leaves(like))
+    )
+
+    def cast(leaf: Array) -> Array:
+        missing = varying - jax.typeof(leaf).manual_axis_type.varying
+        return lax.pcast(leaf, tuple(sorted(missing)), to="varying") if missing else leaf
+
+    return jax.tree.map(cast, values)
 
 
 def vary_with(values: Any, like: Any) -> Any:
@@ -196,7 +204,7 @@ def draw_weights(name: str, init: Initializer, key: Key, shape: Shape, dtype: An
     check_call(name, init, "(key, shape, dtype)", 3)
     value = init(key, shape, dtype)
     if is_structured(value):
-        return jax.tree.map(lambda leaf: _cast_floating(leaf, dtype), value)
+        return jax.tree.map(lambda leaf: cast_floating(leaf, dtype), value)
     value = as_array(f"the result of {name}", value)
     check_shape(f"the result of {name}", value, shape)
     return value.astype(dtype)

@@ -44,7 +44,7 @@ def truncate_train_step(train_step: TrainStep, window: int) -> TrainStep:
     def truncated_step(
         state: TrainState, batch: Any, *, average: Average | None = None
     ) -> tuple[TrainState, Metrics]:
-        num_steps = _check_time_axis(batch)
+        num_steps = check_time_axis(batch)
         whole = num_steps // window * window
         update = train_step if average is None else functools.partial(train_step, average=average)
         windows = jax.tree.map(
@@ -62,7 +62,7 @@ def truncate_train_step(train_step: TrainStep, window: int) -> TrainStep:
     return truncated_step
 
 
-def _check_time_axis(batch: Any) -> int:
+def check_time_axis(batch: Any) -> int:
     """T, the length of every array of the batch."""
     lengths = [leaf.shape[:1] for leaf in jax.tree.leaves(batch)]
     if not lengths or len(set(lengths)) > 1 or not lengths[0]:

@@ -15,10 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxrnn
-from jaxrnn import reservoir
+from jaxrnn import online, reservoir
 
 D, TOKENS = 3, 5
 SIGNS = np.array([1, 1, 1, -1])
+FEEDBACK = np.array([[0.5, -1.0, 0.25], [1.0, 0.5, -0.5]])
 
 
 def layer_calls(dtype=jnp.float64):
@@ -66,6 +67,11 @@ def layer_calls(dtype=jnp.float64):
         "closed loop": call(jaxrnn.closed_loop, readout()),
         "teacher-forced": call(jaxrnn.teacher_forced, readout(), estimate_through_readout),
         "reservoir": call(reservoir.echo_state_network, D, 4, fan_in=2, leak=0.3, dtype=dtype),
+        "rtrl": call(online.rtrl, D, 4, leak_init=0.3, learn_h0=True, dtype=dtype),
+        "snap1": call(online.snap1, D, 4, learn_h0=True, dtype=dtype),
+        "rflo": call(online.rflo, D, 4, leak=0.3, noise=0.1, use_bias=False, dtype=dtype),
+        "exact": call(online.exact, rnn(D, 3, learn_h0=True)),
+        "feedback alignment": call(online.feedback_alignment, dense(D, 2), FEEDBACK),
         "combinator of a docstring": call(documented_combinator(), rnn(D, 4, learn_h0=True)),
         "layer of one's own": call(jaxrnn.make_layer, D, D, *affine_functions(D, dtype)),
     }
