@@ -42,6 +42,7 @@ EXPERIMENTS = (
     "cognition",
     "gradients",
     "dynamics",
+    "online",
     "reservoir",
 )
 """The names of the experiments: each is a package with `Config` and `run` and, in its module

@@ -52,7 +52,7 @@ def check_fraction(name: str, value: Any) -> float | Array:
     return number
 
 
-def check_floating(name: str, array: Array) -> None:
+def check_floating(name: str, array: Array | np.ndarray) -> None:
     """Refuse an array whose dtype is not a real floating-point one."""
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise ValueError(f"{name} has dtype {array.dtype}, expected a floating-point dtype")
@@ -64,7 +64,7 @@ def check_bool(name: str, array: Array | np.ndarray) -> None:
         raise ValueError(f"{name} has dtype {array.dtype}, expected bool")
 
 
-def check_shape(name: str, array: Array, expected: Shape) -> None:
+def check_shape(name: str, array: Array | np.ndarray, expected: Shape) -> None:
     """Refuse an array whose shape differs from `expected`."""
     if array.shape != expected:
         raise ValueError(f"{name} has shape {array.shape}, expected {expected}")

@@ -8,13 +8,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
-from jaxrnn._checks import check_shape
+from jaxrnn._checks import as_given, check_floating, check_shape
 from jaxrnn._types import Array, Key, Params, State
 from jaxrnn.layers import Inputs, Layer, make_layer
 from jaxrnn.layers.contract import check_layer
-from jaxrnn.matrices import as_weights
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -30,7 +30,7 @@ def _(push: Any, primals: Any, tangents: Any) -> tuple[Array, Array]:
     return value, own + push(jacobian, tangent).astype(own.dtype)
 
 
-def feedback_alignment(layer: Layer, feedback: Array) -> Layer:
+def feedback_alignment(layer: Layer, feedback: Array | np.ndarray) -> Layer:
     """A readout through which errors return by fixed weights, in place of the transposed readout's.
 
     Args:
@@ -50,16 +50,17 @@ def feedback_alignment(layer: Layer, feedback: Array) -> Layer:
     check_layer("layer", layer)
     if layer.reads_tokens:
         raise ValueError("layer reads tokens, expected one of floating-point inputs")
-    feedback = as_weights("feedback", feedback)
-    check_shape("feedback", feedback, (layer.output_size, layer.input_size))
+    weights = as_given("feedback", feedback)
+    check_floating("feedback", weights)
+    check_shape("feedback", weights, (layer.output_size, layer.input_size))
 
-    def push(weights: Array, tangent: Array) -> Array:
-        return jnp.einsum("od,...d->...o", weights, tangent.astype(weights.dtype))
+    def push(w: Array, tangent: Array) -> Array:
+        return jnp.einsum("od,...d->...o", w, tangent.astype(w.dtype))
 
     def run(params: Params, state: State, inputs: Inputs, key: Key | None) -> tuple[State, Array]:
         still = inputs._replace(xs=lax.stop_gradient(inputs.xs))
         state, ys = layer.run(params, state, still, key)
-        return state, attach(push, ys, inputs.xs, feedback)
+        return state, attach(push, ys, inputs.xs, jnp.asarray(weights))
 
     sizes = layer.input_size, layer.output_size
     return make_layer(*sizes, layer.init, layer.initial_state, run, causal=layer.causal)

@@ -67,7 +67,9 @@ def layer_calls(dtype=jnp.float64):
         "closed loop": call(jaxrnn.closed_loop, readout()),
         "teacher-forced": call(jaxrnn.teacher_forced, readout(), estimate_through_readout),
         "reservoir": call(reservoir.echo_state_network, D, 4, fan_in=2, leak=0.3, dtype=dtype),
-        "rtrl": call(online.rtrl, D, 4, leak_init=0.3, learn_h0=True, dtype=dtype),
+        "rtrl with learned leak": call(
+            online.rtrl, D, 4, leak_init=0.3, learn_h0=True, dtype=dtype
+        ),
         "snap1": call(online.snap1, D, 4, learn_h0=True, dtype=dtype),
         "rflo": call(online.rflo, D, 4, leak=0.3, noise=0.1, use_bias=False, dtype=dtype),
         "exact": call(online.exact, rnn(D, 3, learn_h0=True)),
