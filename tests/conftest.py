@@ -2,7 +2,14 @@
 
 import os
 import random
+from pathlib import Path
 
+# Every process of the tests reads what another has compiled.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax")
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 # Several workers share the cores, and threads of LAPACK that wait for each other wait very long.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 

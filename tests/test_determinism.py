@@ -48,6 +48,7 @@ def digests(seeds):
             "PYTHONPATH": str(Path(__file__).parents[1]),
             "PYTHONHASHSEED": str(number),
             "JAX_PLATFORMS": "cpu",
+            "JAX_ENABLE_COMPILATION_CACHE": "false",  # each compiles its own programs
         }
         command = [sys.executable, "-c", RUN.format(seed=seed)]
         processes.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE))

@@ -18,7 +18,7 @@ import jaxrnn
 from jaxrnn import diagnostics
 from jaxrnn.host import use_cpu_devices
 from tests.support.checks import assert_close, draw_marks, draw_rnn, floating_leaves, random_like
-from tests.support.layer_registry import TOKENS, layer_calls
+from tests.support.layer_registry import TOKENS, one_per_function
 from tests.support.processes import run_alone
 
 pytestmark = pytest.mark.every_version
@@ -107,7 +107,7 @@ def compare_unrolls(way):
 
 def compare_layers(way):
     del way  # both, beside one run on one device
-    for name, call in layer_calls().items():
+    for name, call in one_per_function().items():
         layer, key = call(), jax.random.key(1)
         params = layer.init(key)
         if layer.reads_tokens:

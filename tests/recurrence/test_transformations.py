@@ -132,8 +132,18 @@ def derivatives(call, marks):
     }
 
 
-@in_each_setting
-@pytest.mark.parametrize("name", derivatives(None, (None, None)))
+NAMES = tuple(derivatives(None, (None, None)))
+# Two orders, and a loop, are enough of time in parallel.
+IN_PARALLEL = [n for n in NAMES if not n.startswith(("third", "jacrev of", "cond", "scan"))]
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [
+        *(pytest.param(n, s, marks=m.marks) for m in SETTINGS for s in m.values for n in NAMES),
+        *((name, PARALLEL) for name in IN_PARALLEL),
+    ],
+)
 def test_every_transformation_equals_that_of_the_plain_scan(name, setting):
     arguments, marks, _ = draw(setting)
     got, expected = (

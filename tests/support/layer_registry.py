@@ -79,6 +79,15 @@ def layer_calls(dtype=jnp.float64):
     }
 
 
+def one_per_function(dtype=jnp.float64):
+    """Of `layer_calls` the first of each function, and those whose programs differ most from it."""
+    calls, first = layer_calls(dtype), {}
+    for name, call in calls.items():
+        first.setdefault(call.func, name)
+    more = "vanilla with learned leak", "vanilla in parallel", "vanilla of low rank"
+    return {name: calls[name] for name in dict.fromkeys((*first.values(), *more))}
+
+
 def documented_combinator():
     """`concatenated`, as the docstring of `make_layer` prints it."""
     lines = inspect.getdoc(jaxrnn.make_layer).split("beside its outputs:\n")[1]
