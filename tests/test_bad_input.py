@@ -420,6 +420,23 @@ def compose_rows():
             "unroll",
         ),
         ("residual: sizes", lambda: jaxrnn.residual(lower), ValueError, "layer", "output_size 4"),
+        (
+            "repeated: sizes",
+            lambda: jaxrnn.repeated(lower, 2),
+            ValueError,
+            "layer",
+            "output_size 4",
+        ),
+        ("repeated: none", lambda: jaxrnn.repeated(upper, 0), ValueError, "count", "0"),
+        (
+            "repeated: parameters of fewer",
+            lambda: jaxrnn.repeated(upper, 3).initial_state(
+                jax.tree.map(lambda leaf: ones(2, *leaf.shape), above)
+            ),
+            ValueError,
+            "params",
+            "(2, 4, 4)",
+        ),
         ("residual: function", lambda: jaxrnn.residual(jnp.tanh), TypeError, "layer", "jit"),
         (
             "residual: of an embedding",

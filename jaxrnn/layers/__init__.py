@@ -5,6 +5,7 @@ from jaxrnn.layers.combinators import (
     chunked,
     constrained,
     deep_rnn,
+    repeated,
     residual,
     stack,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "generate",
     "make_layer",
     "nearest_state",
+    "repeated",
     "residual",
     "scanned",
     "stack",

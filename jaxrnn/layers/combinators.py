@@ -16,7 +16,7 @@ from jaxrnn.constraints import Constraint, check_constraint
 from jaxrnn.layers.contract import Inputs, Layer, check_layer, make_layer
 from jaxrnn.layers.pointwise import dense, dropout
 from jaxrnn.layers.recurrent import vanilla_rnn
-from jaxrnn.params import split_key
+from jaxrnn.params import split_key, vary_over
 from jaxrnn.recurrence.chunks import scan_chunks
 from jaxrnn.recurrence.reference import find_restarts, restart, select
 
@@ -57,6 +57,77 @@ def stack(*layers: Layer) -> Layer:
         causal=all(layer.causal for layer in layers),
         reads_tokens=layers[0].reads_tokens,
     )
+
+
+def repeated(layer: Layer, count: int) -> Layer:
+    """`count` layers of the same kind one above the other, in one ``lax.scan`` over them.
+
+    It computes what `stack` of as many computes, and compiles in a time that does not grow with
+    `count`: a program of one layer is run with one set of parameters after the other.
+
+    Args:
+      layer: a layer whose input_size is its output_size, of floating-point inputs.
+      count: layers, at least one.
+
+    Returns:
+      A layer whose parameters are the layer's, stacked to [count, ...], and whose state is the
+      layer's, with an axis of `count` behind the batch axes.
+
+    Raises:
+      TypeError, ValueError: an argument is not as described.
+
+    From and to the parameters of a stack:
+
+        params = jax.tree.map(lambda *each: jnp.stack(each), *stacked)
+        stacked = tuple(jax.tree.map(lambda leaf: leaf[i], params) for i in range(count))
+    """
+    check_layer("layer", layer)
+    size = _check_square(layer)
+    count = check_size("count", count)
+
+    def init(key: Key) -> Params:
+        check_key("key", key)
+        return jax.vmap(layer.init)(jax.random.split(key, count))
+
+    def initial_state(params: Params, batch_shape: Shape) -> State:
+        shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(params)]
+        if any(shape[:1] != (count,) for shape in shapes):
+            raise ValueError(f"params has leaves {shapes}, expected each to begin with {count}")
+        states = jax.vmap(lambda one: layer.initial_state(one, batch_shape))(params)
+        return _move_axis(states, 0, len(batch_shape))
+
+    def run(params: Params, state: State, inputs: Inputs, key: Key | None) -> tuple[State, Array]:
+        rank = inputs.xs.ndim - (1 if inputs.single else 2)
+        keys = None if key is None else jax.random.split(key, count)
+        each = params, _move_axis(state, rank, 0), keys
+
+        def body(xs: Array, one: Any) -> tuple[Array, State]:
+            params, state, key = one
+            after, ys = layer.run(params, state, inputs._replace(xs=xs), key)
+            return ys, after
+
+        first = jax.tree.map(lambda leaf: leaf[0], each)
+        dtype = jax.eval_shape(body, inputs.xs, first)[0].dtype
+        xs = vary_over(inputs.xs.astype(dtype), (each, inputs.mask, inputs.resets))
+        ys, states = lax.scan(body, xs, each)
+        return _move_axis(states, 0, rank), ys
+
+    return make_layer(size, size, init, initial_state, run, causal=layer.causal)
+
+
+def _move_axis(tree: Any, source: int, destination: int) -> Any:
+    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, source, destination), tree)
+
+
+def _check_square(layer: Layer) -> int:
+    """The size of a layer's inputs and outputs; refuse one where they differ."""
+    sizes = layer.input_size, layer.output_size
+    if sizes[0] != sizes[1] or layer.reads_tokens:
+        raise ValueError(
+            f"layer has input_size {sizes[0]} and output_size {sizes[1]}, "
+            "expected equal sizes, and inputs that are not tokens"
+        )
+    return sizes[0]
 
 
 def deep_rnn(sizes: Sequence[int], *, dropout_rate: Any = None, **options: Any) -> Layer:
@@ -120,18 +191,13 @@ def residual(layer: Layer) -> Layer:
     Source: He et al. 2016, "Deep residual learning for image recognition", equation 1.
     """
     check_layer("layer", layer)
-    sizes = layer.input_size, layer.output_size
-    if sizes[0] != sizes[1] or layer.reads_tokens:
-        raise ValueError(
-            f"layer has input_size {sizes[0]} and output_size {sizes[1]}, "
-            "expected equal sizes, and inputs that are not tokens"
-        )
+    size = _check_square(layer)
 
     def run(params: Params, state: State, inputs: Inputs, key: Key | None) -> tuple[State, Array]:
         state, ys = layer.run(params, state, inputs, key)
         return state, ys + inputs.xs.astype(ys.dtype)
 
-    return make_layer(*sizes, layer.init, layer.initial_state, run, causal=layer.causal)
+    return make_layer(size, size, layer.init, layer.initial_state, run, causal=layer.causal)
 
 
 def constrained(layer: Layer, constraint: Constraint) -> Layer:

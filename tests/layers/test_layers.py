@@ -295,6 +295,30 @@ def test_a_residual_layer_adds_its_inputs_where_the_mask_is_true(key):
     assert_close(ys, np.where(mask[..., None], xs, 0) + inner, length=2)
 
 
+def test_repeated_layers_are_a_stack_of_them_and_their_program_does_not_grow(key):
+    rnn = jaxrnn.vanilla_rnn(D, D, learn_h0=True, dtype=jnp.float64)
+    mask, resets = draw_marks(key, (T, B))
+    xs = jax.random.normal(key, (T, B, D))
+
+    def loss(params, layer):
+        state, ys = layer.unroll(params, None, xs, mask=mask, resets=resets)
+        return jnp.sum(ys**2) + sum(map(jnp.sum, jax.tree.leaves(state)))
+
+    equations = []
+    for count in (2, 5):
+        whole, stacked = jaxrnn.repeated(rnn, count), jaxrnn.stack(*[rnn] * count)
+        apart = add_noise(key, stacked.init(key), 0.3)
+        params = jax.tree.map(lambda *each: jnp.stack(each), *apart)
+        got = jax.jit(jax.value_and_grad(loss), static_argnums=1)(params, whole)
+        value, gradients = jax.jit(jax.value_and_grad(loss), static_argnums=1)(apart, stacked)
+        expected = value, jax.tree.map(lambda *each: jnp.stack(each), *gradients)
+        assert_close(got, expected, length=T * B * D * count)
+        equations.append(
+            str(jax.make_jaxpr(jax.grad(loss), static_argnums=1)(params, whole)).count("\n")
+        )
+    assert equations[1] == equations[0]
+
+
 @pytest.mark.parametrize("rate", [None, 0.4])
 def test_deep_rnn_is_the_stack_of_vanilla_layers_with_dropout_behind_each_and_a_readout(key, rate):
     options = {"dtype": jnp.float64, "activation": jax.nn.relu, "learn_h0": True}

@@ -54,6 +54,7 @@ def layer_calls(dtype=jnp.float64):
         "stack of stacks": call(jaxrnn.stack, deep(), jaxrnn.stack(rnn(3, 2)), dense(2, 2)),
         "stack on embedding": call(jaxrnn.stack, embedding(TOKENS, 3), rnn(3, 4, learn_h0=True)),
         "deep_rnn": call(jaxrnn.deep_rnn, (D, 4, 3, 2), dropout_rate=0.4, dtype=dtype),
+        "repeated": call(jaxrnn.repeated, rnn(D, D, leak_init=0.3, learn_h0=True), 3),
         "residual": call(jaxrnn.residual, rnn(D, D)),
         "bidirectional": call(jaxrnn.bidirectional, rnn(D, 4), rnn(D, 2, learn_h0=True)),
         "bidirectional stack": call(
