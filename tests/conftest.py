@@ -54,6 +54,15 @@ def forget_programs():
     jax.clear_caches()
 
 
+@pytest.fixture(scope="module")
+def compile_quickly():
+    """Without the passes of LLVM that make a program fast: for values that are compared up to
+    rounding, of many programs that run once."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture
 def key():
     return jax.random.key(0)

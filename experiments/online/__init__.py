@@ -16,6 +16,7 @@ Costs are times of one stream, all learners in turn.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -26,8 +27,8 @@ import numpy as np
 
 from experiments.online.costs import measure_costs, time_learners
 from experiments.online.findings import judge, write_table
-from experiments.online.learners import Learner, make_few, make_learners
-from experiments.online.streams import Stream, delayed_xor, drifting_sine
+from experiments.online.learners import FEW, Learner, make_learners
+from experiments.online.streams import Signals, delayed_xor, drifting_sine
 from experiments.shared.findings import Data, Result
 from experiments.shared.options import Positive, RunConfig
 from experiments.shared.output import Tick
@@ -61,7 +62,7 @@ class Config(RunConfig):
     """A tenth of the steps, and two seeds."""
 
 
-Draw = Callable[[Key], Stream]
+Draw = Callable[[Key], Signals]
 
 
 def run(config: Config, progress: Tick) -> Result:
@@ -85,7 +86,7 @@ def run(config: Config, progress: Tick) -> Result:
         data["streams"][name] = found
     timed = delayed_xor(jax.random.key(config.seed), _DELAYS[:1], _TIMED)
     data["microseconds"] = time_learners(learners, timed, config.repeats)
-    few = make_few(config.hidden_size)
+    few = [learner for learner in learners if learner.name in FEW]
     data["delays"] = {learner.name: [] for learner in few}
     for number, delay in enumerate(config.delays):
         progress(2 / 3 + 0.3 * number / len(config.delays), f"delay {delay}")
@@ -101,27 +102,33 @@ def run(config: Config, progress: Tick) -> Result:
 def _streams(config: Config) -> dict[str, Draw]:
     steps = config.rule_steps // _BLOCK * _BLOCK
 
-    def draw_xor(key: Key) -> Stream:
+    def draw_xor(key: Key) -> Signals:
         return delayed_xor(key, _DELAYS, steps)
 
-    def draw_sine(key: Key) -> Stream:
+    def draw_sine(key: Key) -> Signals:
         return drifting_sine(key, len(_DELAYS), steps)
 
     return {"xor": draw_xor, "sine": draw_sine}
 
 
 def _of_delay(delay: int, steps: int) -> Draw:
-    def draw(key: Key) -> Stream:
+    def draw(key: Key) -> Signals:
         return delayed_xor(key, [(delay, delay + 2)], steps // _BLOCK * _BLOCK)
 
     return draw
+
+
+@functools.cache
+def _compile(learner: Learner) -> Callable[..., Any]:
+    """Its program over streams side by side, for streams of all kinds."""
+    return jax.jit(jax.vmap(learner.learn, in_axes=(0, 0, None)))
 
 
 def _learn(config: Config, learner: Learner, draw: Draw) -> Data:
     """The errors [seeds, blocks] with the rate that is best on other streams, and that rate."""
     keys = jax.random.split(jax.random.key(config.seed), 2 * config.seeds)
     streams = jax.jit(jax.vmap(draw))(keys)
-    learn = jax.jit(jax.vmap(learner.learn, in_axes=(0, 0, None)))
+    learn = _compile(learner)
 
     def errors_of(seeds: slice, rate: float) -> np.ndarray:
         part: Any = jax.tree.map(lambda leaf: leaf[seeds], streams)

@@ -16,7 +16,7 @@ import jaxrnn
 from experiments.bench.entrants import Unavailable
 from experiments.bench.peers import load
 from experiments.online.learners import Learner, square_loss
-from experiments.online.streams import Stream
+from experiments.online.streams import Signals
 from experiments.shared.findings import Data
 from experiments.shared.timing import Call, time_in_turn
 from jaxrnn import Array, Layer, Params, online
@@ -35,7 +35,7 @@ def measure_costs(sizes: Sequence[int], repeats: int) -> list[Data]:
     for units in sizes:
         steps = int(np.clip(_WORK / (units**3 * (units + _INPUTS + 1)), 20, 2000))
         rng = np.random.default_rng(0)
-        stream = Stream(
+        stream = Signals(
             jnp.asarray(rng.normal(size=(steps, _INPUTS)), jnp.float32),
             jnp.asarray(rng.normal(size=(steps, 1)), jnp.float32),
         )
@@ -48,7 +48,7 @@ def measure_costs(sizes: Sequence[int], repeats: int) -> list[Data]:
     return rows
 
 
-def time_learners(learners: Sequence[Learner], stream: Stream, repeats: int) -> dict[str, float]:
+def time_learners(learners: Sequence[Learner], stream: Signals, repeats: int) -> dict[str, float]:
     """Microseconds per step of each learner, of one stream."""
     calls: list[Call] = []
     for learner in learners:
@@ -58,13 +58,13 @@ def time_learners(learners: Sequence[Learner], stream: Stream, repeats: int) -> 
     return {one.name: micro * s for one, s in zip(learners, seconds, strict=True)}
 
 
-def _make_calls(units: int, stream: Stream) -> dict[str, Call]:
+def _make_calls(units: int, stream: Signals) -> dict[str, Call]:
     makers = {RTRL: online.rtrl, SNAP1: online.snap1, RFLO: online.rflo}
     layers = {name: make(_INPUTS, units) for name, make in makers.items()}
     calls: dict[str, Call] = {name: _forward(layer, stream) for name, layer in layers.items()}
     network = _with_readout(jaxrnn.vanilla_rnn(_INPUTS, units))
 
-    def loss(params: Params, stream: Stream) -> Array:
+    def loss(params: Params, stream: Signals) -> Array:
         _, ys = network.unroll(params, None, stream.xs)
         return jnp.mean((ys - stream.targets) ** 2)
 
@@ -72,13 +72,13 @@ def _make_calls(units: int, stream: Stream) -> dict[str, Call]:
     return calls | {THROUGH_TIME: functools.partial(jax.jit(jax.grad(loss)), params, stream)}
 
 
-def _forward(layer: Layer, stream: Stream) -> Call:
+def _forward(layer: Layer, stream: Signals) -> Call:
     network = _with_readout(layer)
     params = network.init(jax.random.key(0))
     mean_loss = online.mean_over_time(square_loss(network))
 
     @jax.jit
-    def gradient(params: Params, stream: Stream) -> Params:
+    def gradient(params: Params, stream: Signals) -> Params:
         state = network.initial_state(params)
         return jax.grad(mean_loss, has_aux=True)(params, state, stream, None)[0]
 
@@ -89,7 +89,7 @@ def _with_readout(layer: Layer) -> Layer:
     return jaxrnn.stack(layer, jaxrnn.dense(layer.output_size, 1))
 
 
-def _make_peer(units: int, stream: Stream) -> Call:
+def _make_peer(units: int, stream: Signals) -> Call:
     """braintrace's SnAp with n = 2, which with a full W is exact RTRL, on its own vanilla cell."""
     brainstate, braintrace = load("brainstate"), load("braintrace")
 

@@ -9,11 +9,14 @@ import jax.numpy as jnp
 import optax
 
 import jaxrnn
-from experiments.online.streams import Stream
+from experiments.online.streams import Signals
 from jaxrnn import Array, Key, Layer, online
 
 _CLIP = 1.0
 _LEAK = 0.5  # of the network that RFLO trains: without one it sees nothing of the past
+
+FEW = ("RTRL, every 8", "BPTT(4)", "BPTT(8; 8)", "BPTT(32; 32)")
+"""Names of those that are compared at growing delays."""
 
 
 class Learner(NamedTuple):
@@ -22,7 +25,7 @@ class Learner(NamedTuple):
     None for all."""
 
     name: str
-    learn: Callable[[Key, Stream, Any], Array]
+    learn: Callable[[Key, Signals, Any], Array]
     window: int | None = None
 
 
@@ -41,20 +44,10 @@ def make_learners(units: int) -> list[Learner]:
     ]
 
 
-def make_few(units: int) -> list[Learner]:
-    """Those that are compared at growing delays."""
-    return [
-        _forward("RTRL, every 8", online.rtrl(1, units), 8),
-        through_steps(units, 4),
-        through_windows(units, 8),
-        through_windows(units, 32),
-    ]
-
-
 def square_loss(network: Layer) -> Callable[..., Any]:
     """The loss of one step of a network, as `jaxrnn.make_train_step` takes it."""
 
-    def loss_fn(params: Any, state: Any, now: Stream, key: Key) -> Any:
+    def loss_fn(params: Any, state: Any, now: Signals, key: Key) -> Any:
         state, y = network.step(params, state, now.xs)
         return jnp.mean((y - now.targets) ** 2), (state, {})
 
@@ -73,7 +66,7 @@ def through_steps(units: int, window: int) -> Learner:
     (Williams & Peng 1990, BPTT(h))."""
     network = _with_readout(jaxrnn.vanilla_rnn(1, units))
 
-    def loss_fn(params: Any, carry: Any, batch: Stream, key: Key) -> Any:
+    def loss_fn(params: Any, carry: Any, batch: Signals, key: Key) -> Any:
         state, last = carry
         last = jnp.concatenate([last[1:], batch.xs])
         _, ys = network.unroll(params, state, last)
@@ -91,7 +84,7 @@ def through_windows(units: int, window: int) -> Learner:
     (Williams & Peng 1990, BPTT(h; h))."""
     network = _with_readout(jaxrnn.vanilla_rnn(1, units))
 
-    def loss_fn(params: Any, state: Any, batch: Stream, key: Key) -> Any:
+    def loss_fn(params: Any, state: Any, batch: Signals, key: Key) -> Any:
         state, ys = network.unroll(params, state, batch.xs)
         return jnp.mean((ys - batch.targets) ** 2), (state, {})
 
@@ -105,10 +98,10 @@ def _with_readout(layer: Layer) -> Layer:
 
 def _learn(
     network: Layer, loss_fn: Any, begin: Callable[[Any], Any], every: int
-) -> Callable[[Key, Stream, Any], Array]:
+) -> Callable[[Key, Signals, Any], Array]:
     """Adam, an update every few steps. Errors are means over the steps of an update, repeated."""
 
-    def learn(key: Key, stream: Stream, rate: Any) -> Array:
+    def learn(key: Key, stream: Signals, rate: Any) -> Array:
         optimizer = optax.chain(optax.clip_by_global_norm(_CLIP), optax.adam(rate))
         update = jaxrnn.make_train_step(loss_fn, optimizer, has_carry=True)
         params = network.init(key)

@@ -16,14 +16,14 @@ _SPEEDS = (0.2, 0.5, 0.3, 0.8, 0.4)  # radians per step, of one rule after the o
 _DRIFT = 0.002  # standard deviation, per step, of the logarithm of the speed
 
 
-class Stream(NamedTuple):
+class Signals(NamedTuple):
     """Inputs and targets, [T, 1]."""
 
     xs: Array
     targets: Array
 
 
-def delayed_xor(key: Key, delays: Sequence[tuple[int, int]], steps: int) -> Stream:
+def delayed_xor(key: Key, delays: Sequence[tuple[int, int]], steps: int) -> Signals:
     """Random signs, and the product of two of them that lie two delays back; every `steps` steps
     come the next two delays."""
     signs = jnp.where(jax.random.bernoulli(key, 0.5, (len(delays) * steps,)), 1.0, -1.0)
@@ -31,10 +31,10 @@ def delayed_xor(key: Key, delays: Sequence[tuple[int, int]], steps: int) -> Stre
     for number, (first, second) in enumerate(delays):
         product = jnp.roll(signs, first) * jnp.roll(signs, second)
         parts.append(product[number * steps : (number + 1) * steps])
-    return Stream(signs[:, None], jnp.concatenate(parts)[:, None])
+    return Signals(signs[:, None], jnp.concatenate(parts)[:, None])
 
 
-def drifting_sine(key: Key, rules: int, steps: int) -> Stream:
+def drifting_sine(key: Key, rules: int, steps: int) -> Signals:
     """A sine in noise, and where it will be `AHEAD` steps later without the noise. Its speed drifts
     (a random walk that returns to its mean), and jumps every `steps` steps."""
     key_drift, key_noise = jax.random.split(key)
@@ -51,4 +51,4 @@ def drifting_sine(key: Key, rules: int, steps: int) -> Stream:
     # A float32 sum of 10^5 speeds is right to 0.01 radians: noise of the walk, not of the sine.
     clean = jnp.sin(jnp.cumsum(speed))
     noisy = clean + NOISE * jax.random.normal(key_noise, (total,))
-    return Stream(noisy[:-AHEAD, None], clean[AHEAD:, None])
+    return Signals(noisy[:-AHEAD, None], clean[AHEAD:, None])

@@ -15,11 +15,13 @@ import jaxrnn
 from jaxrnn import generate
 from jaxrnn.host import use_cpu_devices
 from tests.support.checks import add_noise, assert_close, assert_identical
-from tests.support.layer_registry import TOKENS, D, layer_calls
+from tests.support.layer_registry import TOKENS, D, one_per_function
 from tests.support.processes import run_alone
 
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
 T, B = 7, 3
-CALLS = {name: call for name, call in layer_calls().items() if call().causal}
+CALLS = {name: call for name, call in one_per_function().items() if call().causal}
 
 
 def make_feed(layer):

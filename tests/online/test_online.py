@@ -17,6 +17,8 @@ from jaxrnn.sharding import data_mesh, shard_train_step
 from tests.support.checks import add_noise, assert_close, assert_identical, draw_marks
 from tests.support.processes import run_alone
 
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
 T, B, D, H = 12, 3, 2, 4
 LENGTH = T * B * H * 8
 f64 = np.float64

@@ -102,7 +102,9 @@ def kill_while_it_trains(folder, process, draw):
     process.communicate()
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(1, 8))]
+)
 def test_a_run_killed_at_random_moments_ends_as_an_undisturbed_one_bit_for_bit(
     start, undisturbed, tmp_path, seed
 ):
