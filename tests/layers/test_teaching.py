@@ -14,6 +14,8 @@ from jaxrnn import closed_loop, nearest_state, teacher_forced
 from tests.support.checks import add_noise, assert_close, assert_identical, random_like
 from tests.support.layer_registry import estimate_through_readout
 
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
 T, B, D, H = 8, 3, 3, 4
 LENGTH = T * B * (H + D)
 

@@ -32,6 +32,8 @@ from tests.support.leaky_cells import (
     with_gradients,
 )
 
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
 CASES = 18
 IDENTITY = jax.nn.identity
 STRATEGIES = ["before", "columns", "inside", "joined"]

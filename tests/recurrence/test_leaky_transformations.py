@@ -28,6 +28,8 @@ from tests.support.leaky_cells import (
 )
 from tests.support.processes import run_alone
 
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
 NAN = float("nan")
 
 

@@ -33,6 +33,8 @@ from tests.support.leaky_cells import (
 )
 from tests.support.peers import import_peer
 
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
 in_every_way = pytest.mark.parametrize("way", WAYS)
 
 

@@ -23,6 +23,8 @@ from tests.support.checks import (
     random_like,
 )
 
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
 T, B, D, H = 11, 3, 2, 4
 DRAWS = 4
 CHUNKS = itertools.cycle([None, 1, 3, T, 16])
