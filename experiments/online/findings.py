@@ -101,25 +101,24 @@ def _judge_stream(data: Data, name: str) -> Finding:
 def _judge_delays(data: Data) -> Finding:
     errors = {name: np.asarray(each).mean(1) for name, each in data["delays"].items()}
     windows = {name: found["window"] for name, found in data["streams"]["xor"].items()}
-    far = {
-        (name, delay): (errors[name][place], errors[next(iter(errors))][place])
-        for name in errors
-        if windows[name]
-        for place, delay in enumerate(data["delay"])
-        if delay >= windows[name]
-    }
-    blind = [pair[0] for pair in far.values()]
-    seen = [pair[1] for pair in far.values()]
-    if not far:
-        return Finding("delays", "", "some delay is longer than a window", "none is", False)
+    told, seen_alone = [], []
+    for place, delay in enumerate(data["delay"]):
+        blind = {
+            name: errors[name][place] for name in errors if windows[name] and windows[name] <= delay
+        }
+        seen = next(each[place] for name, each in errors.items() if name.startswith(RTRL))
+        if blind:
+            others = ", ".join(f"{name} {error:.2f}" for name, error in blind.items())
+            told.append(f"{delay}: RTRL {seen:.3f}, {others}")
+            seen_alone.append(min(blind.values()) > _WRONG and seen < _RIGHT)
     return Finding(
         "delays",
         "Where both signs lie further back than it reaches, a truncated gradient learns nothing, "
         "and RTRL learns.",
-        f"at the end the squared error of every such one is above {_WRONG}, and RTRL's below "
-        f"{_RIGHT}",
-        f"truncated {min(blind):.2f} to {max(blind):.2f}, RTRL {min(seen):.3f} to {max(seen):.3f}",
-        min(blind) > _WRONG and max(seen) < _RIGHT,
+        f"at some delay the squared error of every such gradient is above {_WRONG} at the end, and "
+        f"RTRL's below {_RIGHT}",
+        "; ".join(told) or "no delay is longer than a window",
+        any(seen_alone),
     )
 
 

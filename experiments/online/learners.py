@@ -102,7 +102,8 @@ def _learn(
     """Adam, an update every few steps. Errors are means over the steps of an update, repeated."""
 
     def learn(key: Key, stream: Signals, rate: Any) -> Array:
-        optimizer = optax.chain(optax.clip_by_global_norm(_CLIP), optax.adam(rate))
+        chain = optax.chain(optax.clip_by_global_norm(_CLIP), optax.adam(rate))
+        optimizer = optax.flatten(chain)  # one vector: an update takes few operations
         update = jaxrnn.make_train_step(loss_fn, optimizer, has_carry=True)
         params = network.init(key)
         state = jaxrnn.init_train_state(params, optimizer, key, carry=begin(params))
