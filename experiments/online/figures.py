@@ -11,19 +11,20 @@ from experiments.online.findings import summarize
 from experiments.shared.figures import SERIES, saved_figure, say
 from experiments.shared.findings import Data
 
+_TITLES = {"xor": "product of two delayed signs", "sine": "drifting sine in noise"}
 _SMOOTH = 5  # points of the curves that are averaged
 
 
 def plot(data: Data, folder: Path) -> None:
     """Draw online.png."""
-    with saved_figure(folder / "online.png", (9.0, 8.0)) as figure:
+    with saved_figure(folder / "online.png", (9.5, 8.0)) as figure:
         upper, middle, lower = figure.subplots(3)
         for axes, name in ((upper, "xor"), (middle, "sine")):
             _draw_stream(axes, data, name)
         _draw_delays(lower, data)
         say(
             figure,
-            "A gradient of the whole past recovers after each change, and sees any delay",
+            "A gradient of the whole past sees further back than a truncated one of its cost",
             f"{data['units']} units; means over seeds, {_SMOOTH} points at a time; errors squared",
         )
 
@@ -38,9 +39,9 @@ def _draw_stream(axes: Axes, data: Data, name: str) -> None:
         label = f"{learner}, {summary[learner]['cost']:.0f} us per step"
         axes.plot(places, smooth, color=colour, linewidth=1, label=label)
     axes.set_yscale("log")
-    axes.set_title(name)
+    axes.set_title(f"{_TITLES[name]}, squared error of the best five")
     axes.set_xlabel("step; the rule changes at each quarter")
-    axes.legend(loc="upper right", fontsize=7, ncols=2)
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
 
 
 def _draw_delays(axes: Axes, data: Data) -> None:
@@ -50,4 +51,4 @@ def _draw_delays(axes: Axes, data: Data) -> None:
     axes.set_ylim(0, 1.4)
     axes.set_title("error at the end of learning one delay")
     axes.set_xlabel("steps back of the later of the two signs")
-    axes.legend(fontsize=7, ncols=4)
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
