@@ -94,12 +94,12 @@ def repeated(layer: Layer, count: int) -> Layer:
         if any(shape[:1] != (count,) for shape in shapes):
             raise ValueError(f"params has leaves {shapes}, expected each to begin with {count}")
         states = jax.vmap(lambda one: layer.initial_state(one, batch_shape))(params)
-        return _move_axis(states, 0, len(batch_shape))
+        return move_axis(states, 0, len(batch_shape))
 
     def run(params: Params, state: State, inputs: Inputs, key: Key | None) -> tuple[State, Array]:
         rank = inputs.xs.ndim - (1 if inputs.single else 2)
         keys = None if key is None else jax.random.split(key, count)
-        each = params, _move_axis(state, rank, 0), keys
+        each = params, move_axis(state, rank, 0), keys
 
         def body(xs: Array, one: Any) -> tuple[Array, State]:
             params, state, key = one
@@ -110,12 +110,13 @@ def repeated(layer: Layer, count: int) -> Layer:
         dtype = jax.eval_shape(body, inputs.xs, first)[0].dtype
         xs = vary_over(inputs.xs.astype(dtype), (each, inputs.mask, inputs.resets))
         ys, states = lax.scan(body, xs, each)
-        return _move_axis(states, 0, rank), ys
+        return move_axis(states, 0, rank), ys
 
     return make_layer(size, size, init, initial_state, run, causal=layer.causal)
 
 
-def _move_axis(tree: Any, source: int, destination: int) -> Any:
+def move_axis(tree: Any, source: int, destination: int) -> Any:
+    """The leaves with an axis at another place."""
     return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, source, destination), tree)
 
 

@@ -12,6 +12,7 @@ from jax.flatten_util import ravel_pytree
 from jaxrnn._checks import check_floating
 from jaxrnn._types import Array, Key, Params, Shape, State
 from jaxrnn.layers import Inputs, Layer, make_layer, scanned
+from jaxrnn.layers.combinators import move_axis
 from jaxrnn.layers.contract import check_layer
 from jaxrnn.online.attached import attach
 
@@ -75,8 +76,9 @@ def exact(layer: Layer) -> Layer:
                     lambda flat, own: call(flat, own, still), (frozen, own), (direction, tangent)
                 )[1]
 
-            pushed = jax.vmap(push, in_axes=(0, axis), out_axes=axis)(directions, influence)
-            influence, outputs = lax.stop_gradient(pushed)
+            # With the mapped axis elsewhere JAX 0.10.0 loses how the batch is sharded.
+            pushed = jax.vmap(push)(directions, move_axis(influence, axis, 0))
+            influence, outputs = lax.stop_gradient(move_axis(pushed, 0, axis))
             after, y = jax.tree.map(attach_at(axis), call(frozen, own, x), (influence, outputs))
             return (after, influence), y
 
