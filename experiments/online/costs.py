@@ -15,7 +15,7 @@ import numpy as np
 import jaxrnn
 from experiments.bench.entrants import Unavailable
 from experiments.bench.peers import load
-from experiments.online.learners import Learner, square_loss
+from experiments.online.learners import Learner, square_loss, with_readout
 from experiments.online.streams import Signals
 from experiments.shared.findings import Data
 from experiments.shared.timing import Call, time_in_turn
@@ -62,7 +62,7 @@ def _make_calls(units: int, stream: Signals) -> dict[str, Call]:
     makers = {RTRL: online.rtrl, SNAP1: online.snap1, RFLO: online.rflo}
     layers = {name: make(_INPUTS, units) for name, make in makers.items()}
     calls: dict[str, Call] = {name: _forward(layer, stream) for name, layer in layers.items()}
-    network = _with_readout(jaxrnn.vanilla_rnn(_INPUTS, units))
+    network = with_readout(jaxrnn.vanilla_rnn(_INPUTS, units))
 
     def loss(params: Params, stream: Signals) -> Array:
         _, ys = network.unroll(params, None, stream.xs)
@@ -73,7 +73,7 @@ def _make_calls(units: int, stream: Signals) -> dict[str, Call]:
 
 
 def _forward(layer: Layer, stream: Signals) -> Call:
-    network = _with_readout(layer)
+    network = with_readout(layer)
     params = network.init(jax.random.key(0))
     mean_loss = online.mean_over_time(square_loss(network))
 
@@ -83,10 +83,6 @@ def _forward(layer: Layer, stream: Signals) -> Call:
         return jax.grad(mean_loss, has_aux=True)(params, state, stream, None)[0]
 
     return functools.partial(gradient, params, stream)
-
-
-def _with_readout(layer: Layer) -> Layer:
-    return jaxrnn.stack(layer, jaxrnn.dense(layer.output_size, 1))
 
 
 def _make_peer(units: int, stream: Signals) -> Call:

@@ -56,7 +56,7 @@ def square_loss(network: Layer) -> Callable[..., Any]:
 
 def _forward(name: str, layer: Layer, every: int) -> Learner:
     """Gradients of the present output, and an update every few steps."""
-    network = _with_readout(layer)
+    network = with_readout(layer)
     mean_loss = online.mean_over_time(square_loss(network))
     return Learner(name, _learn(network, mean_loss, network.initial_state, every))
 
@@ -64,7 +64,7 @@ def _forward(name: str, layer: Layer, every: int) -> Learner:
 def through_steps(units: int, window: int) -> Learner:
     """Back-propagation of each error through the last `window` steps, and an update at each step
     (Williams & Peng 1990, BPTT(h))."""
-    network = _with_readout(jaxrnn.vanilla_rnn(1, units))
+    network = with_readout(jaxrnn.vanilla_rnn(1, units))
 
     def loss_fn(params: Any, carry: Any, batch: Signals, key: Key) -> Any:
         state, last = carry
@@ -82,7 +82,7 @@ def through_steps(units: int, window: int) -> Learner:
 def through_windows(units: int, window: int) -> Learner:
     """Back-propagation through windows one after the other, and an update at the end of each
     (Williams & Peng 1990, BPTT(h; h))."""
-    network = _with_readout(jaxrnn.vanilla_rnn(1, units))
+    network = with_readout(jaxrnn.vanilla_rnn(1, units))
 
     def loss_fn(params: Any, state: Any, batch: Signals, key: Key) -> Any:
         state, ys = network.unroll(params, state, batch.xs)
@@ -92,7 +92,8 @@ def through_windows(units: int, window: int) -> Learner:
     return Learner(f"BPTT({window}; {window})", learn, window)
 
 
-def _with_readout(layer: Layer) -> Layer:
+def with_readout(layer: Layer) -> Layer:
+    """The layer and a dense output of one number."""
     return jaxrnn.stack(layer, jaxrnn.dense(layer.output_size, 1))
 
 

@@ -48,7 +48,7 @@ def drifting_sine(key: Key, rules: int, steps: int) -> Signals:
     _, wander = jax.lax.scan(drift, jnp.zeros(()), kicks)
     means = jnp.asarray([_SPEEDS[number % len(_SPEEDS)] for number in range(rules)])
     speed = jnp.repeat(means, steps, total_repeat_length=total) * jnp.exp(wander)
-    # A float32 sum of 10^5 speeds is right to 0.01 radians: noise of the walk, not of the sine.
+    # Rounding of so long a sum is a jitter of the phase, in inputs and targets alike.
     clean = jnp.sin(jnp.cumsum(speed))
     noisy = clean + NOISE * jax.random.normal(key_noise, (total,))
     return Signals(noisy[:-AHEAD, None], clean[AHEAD:, None])

@@ -24,7 +24,7 @@ resets, `jaxrnn.constrained`. One gradient, now:
 `jaxrnn.make_train_step` with ``has_carry=True`` makes a training step of such a loss. With
 `mean_over_time` the loss is that of k time steps, and `jaxrnn.truncate_train_step` updates after
 every k of a batch [T, ...], in one scan. k may be 1; then ``optax.flatten``, which makes one vector
-of all parameters, halves the time of a step of a small network:
+of all parameters, makes the steps of a small network shorter:
 
     optimizer = optax.flatten(optax.adam(1e-3))
     train_step = jaxrnn.truncate_train_step(

@@ -38,15 +38,7 @@ def exact(layer: Layer) -> Layer:
     sizes, tokens = (layer.input_size, layer.output_size), layer.reads_tokens
 
     def initial_state(params: Params, batch_shape: Shape) -> State:
-        flat, unravel = _ravel(params)
-
-        def start(flat: Array) -> State:
-            return layer.initial_state(unravel(flat), ())
-
-        for leaf in jax.tree.leaves(jax.eval_shape(start, flat)):
-            check_floating("a leaf of the layer's state", leaf)
-        # jacfwd puts the parameters last.
-        influence = jax.tree.map(lambda j: jnp.moveaxis(j, -1, 0), jax.jacfwd(start)(flat))
+        influence = _initial_influence(layer, params)
         influence = jax.tree.map(
             lambda leaf: jnp.broadcast_to(leaf, (*batch_shape, *leaf.shape)), influence
         )
@@ -56,12 +48,6 @@ def exact(layer: Layer) -> Layer:
         flat, unravel = _ravel(params)
         frozen = lax.stop_gradient(flat)
         directions = jnp.eye(flat.size, dtype=flat.dtype)
-
-        def attach_at(axis: int) -> Callable[[Array, Array], Array]:
-            def push(jacobian: Array, tangent: Array) -> Array:
-                return jnp.tensordot(jacobian, tangent, (axis, 0))
-
-            return lambda leaf, jacobian: attach(push, leaf, flat, jacobian)
 
         def step(_: Params, state: State, x: Array, key: Key | None) -> tuple[State, Array]:
             own, influence = lax.stop_gradient(state)
@@ -79,13 +65,36 @@ def exact(layer: Layer) -> Layer:
             # With the mapped axis elsewhere JAX 0.10.0 loses how the batch is sharded.
             pushed = jax.vmap(push)(directions, move_axis(influence, axis, 0))
             influence, outputs = lax.stop_gradient(move_axis(pushed, 0, axis))
-            after, y = jax.tree.map(attach_at(axis), call(frozen, own, x), (influence, outputs))
+            after, y = jax.tree.map(
+                _attach_at(flat, axis), call(frozen, own, x), (influence, outputs)
+            )
             return (after, influence), y
 
         loop = scanned(*sizes, layer.init, initial_state, step, keyed=True, reads_tokens=tokens)
         return loop.run(params, state, inputs, key)
 
     return make_layer(*sizes, layer.init, initial_state, run, reads_tokens=tokens)
+
+
+def _initial_influence(layer: Layer, params: Params) -> State:
+    """The derivatives of the initial state of one sequence by the parameters, whose axis leads."""
+    flat, unravel = _ravel(params)
+
+    def start(flat: Array) -> State:
+        return layer.initial_state(unravel(flat), ())
+
+    for leaf in jax.tree.leaves(jax.eval_shape(start, flat)):
+        check_floating("a leaf of the layer's state", leaf)
+    return move_axis(jax.jacfwd(start)(flat), -1, 0)
+
+
+def _attach_at(flat: Array, axis: int) -> Callable[[Array, Array], Array]:
+    """A function that attaches derivatives by `flat`, whose axis in them is `axis`, to a leaf."""
+
+    def push(jacobian: Array, tangent: Array) -> Array:
+        return jnp.tensordot(jacobian, tangent, (axis, 0))
+
+    return lambda leaf, jacobian: attach(push, leaf, flat, jacobian)
 
 
 def _ravel(params: Params) -> tuple[Array, Callable[[Array], Params]]:

@@ -105,11 +105,7 @@ def rflo(input_size: int, hidden_size: int, **options: Any) -> Layer:
 
 
 def _online_layer(rule: _Rule, input_size: int, hidden_size: int, options: Any) -> Layer:
-    for name in ("chunk_size", "remat", "parallel"):
-        if options.get(name):
-            raise ValueError(
-                f"{name} is {options[name]!r}, expected none: nothing goes back in time"
-            )
+    _refuse_chunks(options)
     plain = vanilla_rnn(input_size, hidden_size, **options)
     activation: Activation = options.get("activation", jnp.tanh)
     leak, noise = options.get("leak"), options.get("noise")
@@ -153,6 +149,14 @@ def _online_layer(rule: _Rule, input_size: int, hidden_size: int, options: Any) 
         return lax.scan(body, state, steps, reverse=reverse)
 
     return make_layer(input_size, hidden_size, plain.init, initial_state, run)
+
+
+def _refuse_chunks(options: Any) -> None:
+    for name in ("chunk_size", "remat", "parallel"):
+        if options.get(name):
+            raise ValueError(
+                f"{name} is {options[name]!r}, expected none: nothing goes back in time"
+            )
 
 
 def _columns(params: RNNParams | Cell) -> Array:
