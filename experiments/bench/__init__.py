@@ -3,7 +3,8 @@
 Claims: a training step is faster than in every other framework, a gradient faster than autodiff of
 the plain scan, and large networks run at the rate of one large matrix product; `unroll` chooses its
 chunk size and its strategy well; many small networks run faster under one `vmap` than one after
-another; compiling takes no longer, time per step does not grow with T, and memory need not; a leak
+another; compiling takes no longer, with depth too, time per step does not grow with T, and memory
+need not; the whole loop of training is faster, and scales to two devices and processes; a leak
 costs little, and a matrix of low rank saves time. Each row of the table states its threshold; a
 measurement beyond it refutes the claim.
 
@@ -22,9 +23,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import statistics
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import numpy as np
@@ -44,12 +46,15 @@ from experiments.bench.cases import (
 )
 from experiments.bench.choices import measure_chunks, measure_strategies
 from experiments.bench.contenders import Builder
+from experiments.bench.depths import judge_depths, measure_depths
 from experiments.bench.entrants import Entrant, Unavailable, interleave, matrix_product
 from experiments.bench.findings import judge
 from experiments.bench.reservoirs import judge_reservoirs, measure_reservoirs
 from experiments.bench.scaling import measure_compiling, measure_lengths, measure_memory
 from experiments.bench.tables import write_tables
 from experiments.bench.variants import judge_variants, measure_variants
+from experiments.bench.weak_scaling import judge_weak_scaling, measure_weak_scaling
+from experiments.bench.whole_loops import judge_loops, measure_loops
 from experiments.shared.findings import Data, Result
 from experiments.shared.options import NotNegative, Positive, RunConfig
 from experiments.shared.output import Tick, within
@@ -88,7 +93,17 @@ class Config(RunConfig):
     networks: Positive = 1024
     """Number of these networks."""
     lengths: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1000, 10_000, 100_000)
-    """T at which compile time and time per step (B, D, H = 1, 8, 64) are measured."""
+    """T at which compile time and time per step (B, D = 1, 8) are measured."""
+    depths: Annotated[tuple[Positive, ...], Field(min_length=1)] = (2, 4, 8, 16)
+    """Numbers of equal layers whose compile time is measured."""
+    equal: Shape4 = (100, 32, 64, 64)
+    """T, B, D, H of each of these layers."""
+    loop: Shape4 = (100, 32, 8, 32)
+    """T, B, D, H of the network whose whole loop of training is timed."""
+    swept: Positive = 256
+    """Number of such networks in a sweep."""
+    scaled: Shape4 = (256, 32, 128, 256)
+    """T, B, D, H of the layer that each device trains on a batch of its own."""
     long: Shape4 = (65_536, 8, 128, 128)
     """T, B, D, H of the network whose memory is measured; it has as many layers as the deep one."""
     passes: Annotated[tuple[Pass, ...], Field(min_length=1)] = ("forward", "gradient", "train")
@@ -117,39 +132,37 @@ def run(config: Config, progress: Tick) -> Result:
     rows: list[Data] = []
     for number, case in enumerate(cases):
         part = within(
-            progress, 0.75 * number / len(cases), 0.75 * (number + 1) / len(cases), case.name
+            progress, 0.6 * number / len(cases), 0.6 * (number + 1) / len(cases), case.name
         )
         rows += _time_case(config, case, builders, product, product_flops, part)
-    effort = (config.seed, config.seconds, config.rounds)
-    progress(0.75, "chunk sizes")
-    chunks = measure_chunks(cases, *effort)
-    progress(0.83, "strategies")
-    strategies = measure_strategies(cases, *effort)
-    progress(0.88, "compile times")
-    repeats = 1 if config.quick else min(config.rounds, 3)
-    compiling = measure_compiling(cases, config.lengths, repeats)
-    progress(0.92, "time per step at several lengths")
-    lengths = measure_lengths(config.lengths, *effort)
-    progress(0.94, "leak, noise, constraints")
-    variants = measure_variants(cases, *effort, quick=config.quick)
-    progress(0.98, "memory of a long sequence")
-    memory = measure_memory(config.long, config.layers, config.seed)
-    progress(0.99, "reservoirs")
-    reservoirs = measure_reservoirs(_RESERVOIRS, repeats, peers=config.peers, quick=config.quick)
-    data = {
-        "rows": rows,
-        "memory_kept": kept,
-        **_describe_machine(),
-        "chunks": chunks,
-        "strategies": strategies,
-        "compiling": compiling,
-        "lengths": lengths,
-        "memory": memory,
-        "variants": variants,
-        "reservoirs": reservoirs,
-    }
-    findings = judge(data) + judge_variants(variants) + judge_reservoirs(reservoirs)
+    data: Data = {"rows": rows, "memory_kept": kept, **_describe_machine()}
+    others = _list_others(config, cases)
+    for number, (name, measure) in enumerate(others.items()):
+        progress(0.6 + 0.4 * number / len(others), name.replace("_", " "))
+        data[name] = measure()
+    findings = [*judge(data), judge_depths(data["depths"]), *judge_loops(data["loops"])]
+    findings += [judge_weak_scaling(data["weak_scaling"]), *judge_variants(data["variants"])]
+    findings += judge_reservoirs(data["reservoirs"])
     return Result(data, findings, write_tables(data))
+
+
+def _list_others(config: Config, cases: list[Case]) -> dict[str, Callable[[], Any]]:
+    """What is measured beside the cases, by name."""
+    effort = (config.seed, config.seconds, config.rounds)
+    whole: Data = {"peers": config.peers, "quick": config.quick}
+    repeats = 1 if config.quick else min(config.rounds, 3)
+    return {
+        "chunks": lambda: measure_chunks(cases, *effort),
+        "strategies": lambda: measure_strategies(cases, *effort),
+        "compiling": lambda: measure_compiling(cases, config.lengths, repeats),
+        "depths": lambda: measure_depths(config.equal, config.depths, *effort),
+        "lengths": lambda: measure_lengths(config.lengths, *effort),
+        "memory": lambda: measure_memory(config.long, config.layers, config.seed),
+        "variants": lambda: measure_variants(cases, *effort, quick=config.quick),
+        "loops": lambda: measure_loops(config.loop, config.swept, *effort, **whole),
+        "weak_scaling": lambda: measure_weak_scaling(config.scaled, config.rounds),
+        "reservoirs": lambda: measure_reservoirs(_RESERVOIRS, repeats, **whole),
+    }
 
 
 def _shorten(config: Config) -> Config:
@@ -162,6 +175,9 @@ def _shorten(config: Config) -> Config:
         networks=64,
         lengths=(1000, 10_000),
         long=(4096, 8, 32, 32),
+        depths=(2, 4),
+        swept=8,
+        scaled=(20, 8, 8, 32),
         seconds=min(config.seconds, 0.3),
         rounds=3,
     )

@@ -32,7 +32,7 @@ import numpy as np
 from experiments.bench.cases import ADAM_EPS, LEARNING_RATE, Pass, Workload
 from experiments.bench.contenders import Builder, as_numpy, enter, run_over_padding
 from experiments.bench.entrants import Entrant, Unavailable
-from experiments.shared.timing import time_once
+from experiments.shared.timing import Call, time_once
 from jaxrnn import Array, RNNParams, stack, vanilla_rnn
 from jaxrnn.host import count_cores
 from jaxrnn.interop.onnx import to_onnx
@@ -149,7 +149,8 @@ def build_torch(workload: Workload, what: Pass) -> Entrant:
     """``torch.nn.RNN`` on the kind of device that JAX uses."""
     torch = load("torch")
     if jax.default_backend() == "cpu":
-        _choose_threads(torch, _TorchNet(torch, workload), what)
+        trial = _TorchNet(torch, workload)
+        choose_threads(torch, trial.forward if what == "forward" else trial.take_gradient)
     net = _TorchNet(torch, workload)
     if what == "forward":
         return Entrant(net.forward, net.read_outputs)
@@ -158,9 +159,8 @@ def build_torch(workload: Workload, what: Pass) -> Entrant:
     return Entrant(net.take_step, net.read_step)
 
 
-def _choose_threads(torch: Any, trial: _TorchNet, what: Pass) -> None:
-    """One thread or one per core, whichever is faster on this workload: the best of three runs."""
-    call = trial.forward if what == "forward" else trial.take_gradient
+def choose_threads(torch: Any, call: Call) -> None:
+    """One thread or one per core, whichever is faster for `call`: the best of three runs."""
     best = {}
     for threads in (1, count_cores()):
         torch.set_num_threads(threads)

@@ -18,7 +18,9 @@ from jaxrnn import Array, Params, chunked, deep_rnn, dense, unroll_plain
 NAMES = ("jaxrnn", "plain scan")
 _REPEATS = 3
 _SMALL = (32, 8, 32)  # B, D, H of the network that is compiled at every length
-_LONG = (1, 8, 64)  # ... and of the one that runs over every length
+_ONE = (1, 8)  # B, D of those that run over every length
+_OUTPUT_BYTES = (4, 32, 480, 2048)  # per step; jaxlib 0.11.1 is quadratic in T below about 480
+_FLOAT_BYTES = 4
 _ROUNDS = 3  # of the network whose memory is measured; each takes many seconds
 _GROWTH = 3.0  # of the time per step from one length to the next, at which measuring stops
 
@@ -42,31 +44,32 @@ def measure_compiling(cases: Sequence[Case], lengths: Sequence[int], repeats: in
 
 
 def measure_lengths(lengths: Sequence[int], seed: int, seconds: float, least_rounds: int) -> Data:
-    """Microseconds per step of the gradient at each length, with one sequence.
+    """Microseconds per step of the gradient of one sequence, by the bytes of an output and the
+    length.
 
     If the time per step grows threefold from one length to the next, the time is quadratic in T and
     longer sequences are left out: 100,000 steps would take minutes."""
-    calls: dict[tuple[str, int], Call] = {}
-    first: dict[tuple[str, int], float] = {}
-    stopped: dict[str, int] = {}
-    before = None
-    for length in sorted(lengths):
-        workload = make_workload(Case("shape", (length, *_LONG)), seed)
-        for name in set(NAMES) - set(stopped):
-            call = BUILDERS[name](workload, "gradient").call
+    rows: list[Data] = []
+    stopped: dict[int, int] = {}
+    for size in _OUTPUT_BYTES:
+        calls: dict[int, Call] = {}
+        first: dict[int, float] = {}
+        for length in sorted(lengths):
+            workload = make_workload(Case("shape", (length, *_ONE, size // _FLOAT_BYTES)), seed)
+            call = BUILDERS["jaxrnn"](workload, "gradient").call
             call()
-            first[name, length] = min(time_once(call) for _ in range(_REPEATS)) / length
-            calls[name, length] = call
-            if before is not None and first[name, length] > _GROWTH * first[name, before]:
-                stopped[name] = length
-                del calls[name, length]
-        before = length
-    times = interleave(calls, seconds, least_rounds)
-    medians = {key: statistics.median(values) / key[1] for key, values in times.items()}
-    rows = [
-        {"length": length, "contender": name, "microseconds_per_step": 1e6 * value}
-        for (name, length), value in (first | medians).items()
-    ]
+            before = list(first.values())
+            first[length] = min(time_once(call) for _ in range(_REPEATS)) / length
+            if before and first[length] > _GROWTH * before[-1]:
+                stopped[size] = length
+                break
+            calls[length] = call
+        times = interleave(calls, seconds, least_rounds)
+        medians = {length: statistics.median(values) / length for length, values in times.items()}
+        rows += [
+            {"bytes": size, "length": length, "microseconds_per_step": 1e6 * value}
+            for length, value in (first | medians).items()
+        ]
     return {"rows": rows, "stopped": stopped}
 
 

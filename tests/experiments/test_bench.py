@@ -57,6 +57,8 @@ TINY = (
         "--passes",
         "train",
     ),
+    *("--depths", "1", "2", "--equal", "6", "2", "4", "4", "--loop", "6", "2", "3", "4"),
+    *("--swept", "2", "--scaled", "6", "2", "3", "4"),
 )
 
 
@@ -274,8 +276,9 @@ def make_data(rows, seconds=1.0, growth=1.0, stopped=(), own=1.0, kept=1.0):
         for t, s in ((10, 1.0), (100, seconds))
     ]
     lengths = [
-        {"length": t, "contender": "jaxrnn", "microseconds_per_step": s}
-        for t, s in ((10, 1.0), (100, growth))
+        {"length": t, "bytes": size, "microseconds_per_step": s}
+        for size in (4, 480)
+        for t, s in ((10, 1.0), (100, growth if size == 480 else 1.0))
     ]
     return {
         "rows": rows,
@@ -364,13 +367,11 @@ def test_lengths_beyond_the_first_with_quadratic_time_are_not_run(monkeypatch):
         asked.append(workload.case.shape[0])
         return Entrant(lambda: workload.case.shape[0], None)
 
-    monkeypatch.setattr(
-        "experiments.bench.scaling.BUILDERS", {"jaxrnn": build, "plain scan": build}
-    )
+    monkeypatch.setattr("experiments.bench.scaling.BUILDERS", {"jaxrnn": build})
     monkeypatch.setattr("experiments.bench.scaling.time_once", lambda call: seconds[call()])
     lengths = measure_lengths((10, 100, 1000), 0, 0.0, 1)
     assert 1000 not in asked
-    assert lengths["stopped"] == {"jaxrnn": 100, "plain scan": 100}
+    assert lengths["stopped"] == dict.fromkeys((4, 32, 480, 2048), 100)
     long = findings._judge_lengths(lengths)
     assert not long.holds
     assert long.measured.startswith("quadratic in T")
