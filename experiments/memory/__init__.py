@@ -21,16 +21,18 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import tyro
 from pydantic import Field
 
 from experiments.memory.climbing import Effort, climb, evaluate
 from experiments.memory.findings import judge
+from experiments.memory.kept import describe_kept, keep_networks, use_networks
 from experiments.memory.recipes import DEFAULT, RECIPES
 from experiments.shared.findings import Data, Result
 from experiments.shared.options import InputError, Positive, RunConfig, write_config
@@ -71,6 +73,10 @@ _Job = Callable[[], Data]
 class Config(RunConfig):
     """The options of `memory`."""
 
+    with_source: ClassVar[frozenset[str]] = frozenset(("test_sequences",))
+
+    source: Annotated[Path | None, tyro.conf.arg(name="from")] = None
+    """Folder of a finished run: test its networks, at longer lengths too, without training."""
     resume: Path | None = None
     """Folder of an interrupted run: continue with what is missing, with the same options."""
     quick: bool = False
@@ -91,6 +97,9 @@ class Config(RunConfig):
 
 def run(config: Config, progress: Tick) -> Result:
     """Climb every problem with every recipe, and follow one explosion."""
+    if config.source is not None:
+        keys = jax.random.split(_split(config)[0], config.seeds)
+        return use_networks(config.source, config.test_sequences, keys, progress)
     jobs: dict[str, _Job] = {
         "-".join(pair): functools.partial(_climb_pair, config, *pair)
         for pair in _choose_pairs(config)
@@ -99,11 +108,12 @@ def run(config: Config, progress: Tick) -> Result:
         jobs = {"explosion": functools.partial(_explode, config)} | jobs
     results = _run_side_by_side(jobs, config, progress)
     explosion = results.pop("explosion", None)
-    data: Data = {
-        "seeds": config.seeds,
-        "explosion": explosion,
-        "climbs": list(results.values()),
-    }
+    climbs = list(results.values())
+    if config.folder is not None:
+        describe_kept(config, config.folder, climbs)
+    for entry in climbs:
+        del entry["kept"]  # safetensors writes its metadata in any order: other bytes in each run
+    data: Data = {"seeds": config.seeds, "explosion": explosion, "climbs": climbs}
     return Result(data, judge(data))
 
 
@@ -194,7 +204,8 @@ def _climb_pair(config: Config, problem: str, recipe: str) -> Data:
     steps = (_QUICK_STEPS if config.quick else _STEPS)[problem]
     keys = jax.random.split(_split(config)[0], config.seeds)
     far_from, far_to = _FAR.get(problem, (0, 0))
-    rungs = []
+    rungs: list[Data] = []
+    kept: Data | None = None
     how = (PROBLEMS[problem], RECIPES[recipe])
     effort = Effort(*steps, config.batch_size, config.test_sequences)
     for rung in climb(*how, lengths, effort, keys):
@@ -202,8 +213,10 @@ def _climb_pair(config: Config, problem: str, recipe: str) -> Data:
         if rung["length"] == far_from:
             _, right = evaluate(*how, far_to, config.test_sequences, params, keys)
             rung["far"] = {"length": far_to, "right": right}
+        if config.folder is not None and np.mean(rung["solved"]) >= 0.5:
+            kept = keep_networks(config.folder, problem, recipe, params, rung)
         rungs.append(rung)
-    return {"problem": problem, "recipe": recipe, "rungs": rungs}
+    return {"problem": problem, "recipe": recipe, "rungs": rungs, "kept": kept}
 
 
 def _explode(config: Config) -> Data:

@@ -20,10 +20,27 @@ _TITLES = {"latch": "hold a sign", "order": "order of two", "adding": "add two",
 
 
 def plot(data: Data, folder: Path) -> None:
-    """Draw memory.png, reaches.png and lengths.png."""
+    """Draw memory.png, reaches.png and lengths.png; of networks of another run, used.png."""
+    if "used" in data:
+        _plot_used(data["used"], folder / "used.png")
+        return
     _plot_before_and_after(data, folder / "memory.png")
     _plot_reaches(data, folder / "reaches.png")
     _plot_lengths(data, folder / "lengths.png")
+
+
+def _plot_used(used: list[Data], path: Path) -> None:
+    """How much is right, by length."""
+    with saved_figure(path, (8.0, 4.5)) as figure:
+        axes = figure.subplots()
+        for place, group in enumerate(used):
+            rights = np.array([np.mean(test["right"]) for test in group["tests"].values()])
+            label = f"{group['problem']}, {group['recipe']}"
+            style: dict[str, Any] = {"color": SERIES[place % len(SERIES)], "ls": "-"}
+            axes.plot(list(group["tests"]), rights, marker="o", ms=4, label=label, **style)
+        axes.set(xscale="log", ylim=(0, 1.03), xlabel="length", ylabel="right")
+        figure.legend(loc="outside right upper")
+        say(figure, "What trained networks remember", "mean over the networks, fresh sequences")
 
 
 def _plot_before_and_after(data: Data, path: Path) -> None:

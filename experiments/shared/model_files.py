@@ -21,7 +21,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 import jaxrnn
 from experiments.data.files import read_bytes
-from experiments.shared.options import InputError, RunConfig, TrainConfig
+from experiments.shared.options import InputError, RunConfig
 from jaxrnn import Layer, Params
 from jaxrnn.files import FileFormatError, write_atomically
 from jaxrnn.interop.safetensors import load_params, save_params
@@ -51,21 +51,37 @@ class Description:
     files: dict[str, str]
 
 
-def save_networks(config: TrainConfig, experiment: str, inputs: Any, networks: Networks) -> None:
+def save_networks(config: RunConfig, experiment: str, inputs: Any, networks: Networks) -> None:
     """Write networks into the folder of a run, the one with the best validation first, and the
     description last; nothing without a folder.
 
     `inputs` is a dataclass that says what the networks read and what they put out."""
     if config.folder is None:
         return
-    folder = config.folder / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
+    files: dict[str, str] = {}
+    for name, kept in networks.items():
+        files |= write_networks(config.folder, name, *kept)
+    describe_networks(config, config.folder, experiment, inputs, files)
+
+
+def write_networks(
+    folder: Path, name: str, layer: Layer, params: Params, validation: np.ndarray
+) -> dict[str, str]:
+    """Write the files of networks [S, ...], best validation first; their names and digests."""
+    place = folder / FOLDER
+    place.mkdir(parents=True, exist_ok=True)
     files = {}
-    for name, (layer, params, validation) in networks.items():
-        for place, network in enumerate(np.argsort(validation, kind="stable")):
-            path = folder / f"{name}-{place}{_SUFFIX}"
-            save_params(path, layer, jax.tree.map(lambda leaf, at=network: leaf[at], params))
-            files[path.name] = _digest(path.read_bytes())
+    for rank, network in enumerate(np.argsort(validation, kind="stable")):
+        path = place / f"{name}-{rank}{_SUFFIX}"
+        save_params(path, layer, jax.tree.map(lambda leaf, at=network: leaf[at], params))
+        files[path.name] = _digest(path.read_bytes())
+    return files
+
+
+def describe_networks(
+    config: RunConfig, folder: Path, experiment: str, inputs: Any, files: dict[str, str]
+) -> None:
+    """Write the description of files that were written."""
     options = TypeAdapter(type(config)).dump_python(config, mode="json")
     description = Description(
         format=1,
@@ -77,7 +93,7 @@ def save_networks(config: TrainConfig, experiment: str, inputs: Any, networks: N
         files=files,
     )
     contents = TypeAdapter(Description).dump_json(description, indent=1) + b"\n"
-    write_atomically(folder / _FILE, contents)
+    write_atomically(folder / FOLDER / _FILE, contents)
 
 
 def read_source(source: Path, config: type[AnyConfig]) -> AnyConfig:

@@ -513,11 +513,12 @@ def test_an_interrupted_run_resumes_with_the_missing_climbs_and_ends_like_one_th
 ):
     climbed, cut = [], True
 
-    def climb_by_script(problem, recipe, *how):
+    def climb_by_script(problem, recipe, lengths, effort, keys):
         if cut and problem.name == "order":
             raise KeyboardInterrupt
         climbed.append(problem.name)
-        yield make_rung(20 if problem.name == "latch" else 35, params=None)
+        params = climbing._start(problem, recipe, keys).params
+        yield make_rung(20 if problem.name == "latch" else 35, params=params)
 
     monkeypatch.setattr(memory, "climb", climb_by_script)
     monkeypatch.setattr(memory, "_explode", lambda *how: make_data()["explosion"])
@@ -529,10 +530,43 @@ def test_an_interrupted_run_resumes_with_the_missing_climbs_and_ends_like_one_th
     cut = False
     assert main(("memory", "--resume", str(resumed))) == 0
     assert climbed == ["latch", "order"]
-    assert {path.name for path in resumed.iterdir()} == FILES | {"checkpoints"}
+    assert {path.name for path in resumed.iterdir()} == FILES | {"checkpoints", "networks"}
     assert run_small(whole, *options) == 0
     for name in ("metrics.json", "findings.csv"):
         assert (resumed / name).read_text() == (whole / name).read_text()
+
+
+def test_networks_of_the_longest_length_solved_are_kept_and_used_again(tmp_path, monkeypatch):
+    kept = {}
+
+    def climb_by_script(problem, recipe, lengths, effort, keys):
+        for length, solved in ((20, True), (35, True), (50, False)):
+            keys = jax.vmap(jax.random.fold_in, (0, None))(keys, length)
+            params = climbing._start(problem, recipe, keys).params
+            kept.setdefault(problem.name, {})[length] = params
+            yield make_rung(length, solved, params=params)
+
+    monkeypatch.setattr(memory, "climb", climb_by_script)
+    monkeypatch.setattr(memory, "_explode", lambda *how: make_data()["explosion"])
+    options = ("--problems", "latch", "copy", "--recipes", "lecture", "GRU")
+    assert run_small(tmp_path / "run", *options) == 0
+    used = tmp_path / "used"
+    from_run = ("memory", "--from", str(tmp_path / "run"), "--test-sequences", "8")
+    assert main((*from_run, "--folder", str(used))) == 0
+    groups = json.loads((used / "metrics.json").read_text())["used"]
+    names = [(group["problem"], group["recipe"]) for group in groups]
+    assert names == [(p, r) for p in ("latch", "copy") for r in ("lecture", "GRU")]
+    for group in groups:
+        assert list(group["tests"]) == ["35", "70", "175"]
+    config = memory.Config(test_sequences=8, seeds=2)
+    seeds = jax.random.split(memory._split(config)[0], 2)
+    how = PROBLEMS["copy"], memory.RECIPES["GRU"], 35, 8
+    best_first = np.argsort(make_rung(35)["loss"], kind="stable")
+    params = jax.tree.map(lambda leaf: leaf[best_first], kept["copy"][35])
+    loss, _ = evaluate(*how, params, seeds)
+    np.testing.assert_allclose(groups[3]["tests"]["35"]["loss"], loss, rtol=1e-5)
+    assert (used / "used.png").stat().st_size > 0
+    assert main((*from_run, "--folder", str(tmp_path / "more"), "--recipes", "GRU")) == 2
 
 
 def test_processes_side_by_side_return_what_each_job_does(tmp_path):
