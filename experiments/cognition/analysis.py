@@ -17,6 +17,7 @@ from jaxrnn.diagnostics import distinct_points, fixed_points
 
 _TRIALS = 64
 _STARTS = 24
+_WAITING = 200  # steps under the same input
 _MOST_CLUSTERS = 12
 _ACTIVE = 1e-3  # of the largest task variance, below which a unit takes no part
 
@@ -101,18 +102,30 @@ def find_points(rnn: Layer, params: Params, task: str) -> Data:
     spans = {"before the stimulus": (4, 10), "during the stimulus": (15, 40)}
     for name, x in inputs.items():
         first, last = spans[name]
-        visited = hs[first:last].reshape(-1, hs.shape[-1])
-        chosen = np.linspace(0, len(visited) - 1, min(_STARTS, len(visited))).round().astype(int)
+        now = hs[first:last].reshape(-1, hs.shape[-1])
+        chosen = np.linspace(0, len(now) - 1, min(_STARTS, len(now))).round().astype(int)
+        still = jnp.broadcast_to(x, (_WAITING, hs.shape[1], x.shape[-1]))
+        waited = np.asarray(jax.jit(rnn.unroll)(params, hs[last - 1], still)[0])
         search = jax.jit(functools.partial(fixed_points, rnn, num_steps=60))
-        found = distinct_points(search(params, x, jnp.asarray(visited[chosen])), radius=0.05)
+        starts = jnp.asarray(np.concatenate([now[chosen], waited]))
+        found = distinct_points(search(params, x, starts), radius=0.05)
         states = np.asarray(found.states)
-        nearest = np.linalg.norm(states[:, None] - hs[last - 1][None], axis=-1).min(axis=0)
+        unstable = np.sum(np.abs(np.asarray(found.eigenvalues)) >= 1, axis=1)
         data[name] = {
             "places": (states - mean) @ axes.T,
-            "unstable": np.sum(np.abs(np.asarray(found.eigenvalues)) >= 1, axis=1),
+            "unstable": unstable,
             "largest": np.abs(np.asarray(found.eigenvalues))[:, 0],
             "speeds": np.asarray(found.speeds),
             "converged": np.asarray(found.converged),
-            "nearest": float(np.mean(nearest) / np.linalg.norm(hs[last - 1], axis=-1).mean()),
+            "nearest": _measure_distance(hs[last - 1], states[unstable == 0]),
+            "waited": _measure_distance(waited, states[unstable == 0]),
         }
     return data
+
+
+def _measure_distance(states: np.ndarray, points: np.ndarray) -> float:
+    """The mean distance of states to the nearest of points, over the mean norm of the states."""
+    if not len(points):
+        return float("inf")
+    nearest = np.linalg.norm(points[:, None] - states[None], axis=-1).min(axis=0)
+    return float(np.mean(nearest) / np.linalg.norm(states, axis=-1).mean())

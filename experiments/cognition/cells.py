@@ -37,6 +37,7 @@ from jaxrnn import (
 from jaxrnn.constraints import Constraint, dale
 
 EXCITATORY = 0.8
+_SMALL = 0.001  # standard deviation of the free weights that start near zero; at zero |w| is flat
 _VALIDATION = 512  # trials of each task
 
 
@@ -61,13 +62,28 @@ def make_cell(
     units: int, *, leak: float | None, noise: float | None, signed: bool
 ) -> CognitiveCell:
     """A vanilla layer of rectified units with a dense readout; `signed` obeys Dale's law, which
-    concerns W alone."""
-    scaled = initializers.with_spectral_radius(0.8, initializers.orthogonal())
+    concerns W alone.
+
+    W starts at the identity: what a rectified unit reads it keeps (Le, Jaitly & Hinton 2015), so
+    that the gradient reaches back over a delay from the first step on. Under Dale's law only units
+    that excite can start so."""
+    keeping = initializers.identity()
     rnn = vanilla_rnn(
-        INPUTS, units, activation=jax.nn.relu, leak=leak, noise=noise, w_hh_init=scaled
+        INPUTS, units, activation=jax.nn.relu, leak=leak, noise=noise, w_hh_init=keeping
     )
+    plain = stack(rnn, dense(units, OUTPUTS))
+    return CognitiveCell(plain, rnn, _keeping_dale(units) if signed else None)
+
+
+def _keeping_dale(units: int) -> Constraint:
+    """Dale's law; units that excite start by keeping their state, and all other weights small."""
     signs = signs_of(units)
-    return CognitiveCell(stack(rnn, dense(units, OUTPUTS)), rnn, dale(signs) if signed else None)
+
+    def init(key: Key, params: Params) -> Params:
+        small = _SMALL * jnp.abs(jax.random.normal(key, (units, units)))
+        return (params[0]._replace(w_hh=small + jnp.diag(jnp.maximum(signs, 0.0))), *params[1:])
+
+    return dale(signs)._replace(init=init)
 
 
 def signs_of(units: int) -> np.ndarray:

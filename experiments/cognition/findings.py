@@ -108,15 +108,15 @@ def _judge_points(points: Data) -> Finding:
         unstable = np.asarray(here["unstable"])
         parts.append(
             f"{name} {np.sum(unstable == 0)} stable, {np.sum(unstable == 1)} with one unstable "
-            f"direction, {np.sum(unstable > 1)} with more; states are {here['nearest']:.1%} away"
+            f"direction, {np.sum(unstable > 1)} with more; states are {here['nearest']:.1%} away "
+            f"from a stable one, after waiting {here['waited']:.1%}"
         )
     return Finding(
         "points",
-        "Before the stimulus the state rests at a point, and decisions begin there.",
-        "the states just before the stimulus are within a tenth of their norm of a stable point",
+        "While the network waits for the stimulus, its state moves to a stable point.",
+        "after 200 more steps of waiting states are within a tenth of their norm of one",
         "; ".join(parts),
-        points["before the stimulus"]["nearest"] <= 0.1
-        and bool(np.any(np.asarray(points["before the stimulus"]["unstable"]) == 0)),
+        points["before the stimulus"]["waited"] <= 0.1,
     )
 
 
