@@ -5,8 +5,8 @@ which by a rule input; its choices follow the evidence; its units fall into grou
 same tasks; and its fixed points say how it decides. Networks of excitatory and inhibitory units
 learn single tasks, and keep their signs exactly. Refuted by fewer than 95 % right where an ideal
 observer is nearly always right, by psychometric curves that fall, by task variances that cluster no
-better than shuffled ones, by a state that comes to rest at no fixed point, or by one weight of the wrong
-sign.
+better than shuffled ones, by a state that comes to rest at no fixed point, or by one weight of the
+wrong sign.
 
 Source: Yang, Joglekar, Song, Newsome & Wang 2019, "Task representations in neural networks trained
 to perform many cognitive tasks"; Song, Yang & Wang 2016, "Training excitatory-inhibitory recurrent
