@@ -102,9 +102,9 @@ def _plot_variance(clusters: Data, tasks: list[str], path: Path) -> None:
 def _plot_connectivity(small: Data, path: Path) -> None:
     with saved_figure(path, (8.0, 4.4)) as figure:
         panels = figure.subplots(1, 2, width_ratios=(1, 1))
+        limit = np.quantile(np.abs(np.asarray(small["connectivity"]["after"])), 0.99)
         for axes, name in zip(panels, ("before", "after"), strict=True):
             w = np.asarray(small["connectivity"][name])
-            limit = np.quantile(np.abs(w), 0.99)
             image = axes.imshow(w, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
             axes.set(title=f"{name} training", xlabel="from unit", ylabel="to unit")
             axes.grid(visible=False)
