@@ -73,11 +73,11 @@ def _choose_strategy(h0: Array, input_size: int) -> Strategy:
             return "before"
         if units >= _MANY_UNITS and 32 * numbers <= units**2:
             return "columns"
-        return "joined" if units <= _MANY_UNITS and 2 * input_size <= units else "before"
+        return "joined" if units <= _MANY_UNITS and 4 * input_size <= units else "before"
+    if many:
+        return "inside" if 2 * input_size <= units else "before"
     if input_size > units:
         return "before"
-    if many:
-        return "inside"
     return "before" if numbers <= _FEW_NUMBERS and units > _FEW_UNITS // 2 else "joined"
 
 
