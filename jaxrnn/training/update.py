@@ -138,9 +138,10 @@ def _update_or_skip(
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     before, after = (state.params, state.opt_state), (params, opt_state)
-    finite = jax.tree.map(lambda leaf: jnp.all(jnp.isfinite(leaf)), (loss, grads))
-    unharmed = jax.tree.map(_remains_finite, before, after)
-    accepted = jnp.all(jnp.stack(jax.tree.leaves((finite, unharmed))))
+    harmed = [~jnp.isfinite(leaf) for leaf in jax.tree.leaves((loss, grads))]
+    pairs = zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
+    harmed += [jnp.isfinite(old) & ~jnp.isfinite(new) for old, new in pairs if _is_inexact(new)]
+    accepted = ~_any(harmed)
     params, opt_state, carry = jax.tree.map(
         lambda old, new: jnp.where(accepted, new, old), (*before, state.carry), (*after, carry)
     )
@@ -148,10 +149,18 @@ def _update_or_skip(
     return TrainState(state.step + 1, params, opt_state, state.key, carry), metrics
 
 
-def _remains_finite(old: Array, new: Array) -> Array:
-    if not jnp.issubdtype(jnp.result_type(new), jnp.inexact):
-        return jnp.ones((), bool)
-    return jnp.all(jnp.isfinite(new) | ~jnp.isfinite(old))
+def _is_inexact(leaf: Any) -> bool:
+    return bool(jnp.issubdtype(jnp.result_type(leaf), jnp.inexact))
+
+
+def _any(masks: list[Array]) -> Array:
+    """Whether any entry of any mask is True; masks of one kind are reduced together, since each
+    reduction takes time to compile."""
+    kinds: dict[Any, Array] = {}
+    for mask in masks:
+        kind = jax.typeof(mask)
+        kinds[kind] = kinds[kind] | mask if kind in kinds else mask
+    return jnp.any(jnp.stack([jnp.any(mask) for mask in kinds.values()]))
 
 
 def _check_optimizer(optimizer: Any) -> None:
