@@ -116,7 +116,9 @@ def dale(signs: Array | np.ndarray) -> Constraint:
     """Dale's law: every unit excites or inhibits all units it projects to.
 
     The columns of W are ``|free| * signs``. Initially every row's excitation and inhibition balance
-    in the mean, and the spectral radius is that of the layer's own initial W.
+    in the mean, and the spectral radius is that of the layer's own initial W. A weight that starts
+    at exactly zero stays there, because ``|free|`` has no slope at zero: fix the zeros that are
+    wanted with `connectivity`, and start the others elsewhere.
 
     Args:
       signs: [H], 1 for a unit that excites and -1 for one that inhibits.
