@@ -111,14 +111,15 @@ def find_points(rnn: Layer, params: Params, task: str) -> Data:
         found = distinct_points(search(params, x, starts), radius=0.05)
         states = np.asarray(found.states)
         unstable = np.sum(np.abs(np.asarray(found.eigenvalues)) >= 1, axis=1)
+        stable = np.asarray(found.converged) & (unstable == 0)
         data[name] = {
             "places": (states - mean) @ axes.T,
             "unstable": unstable,
             "largest": np.abs(np.asarray(found.eigenvalues))[:, 0],
             "speeds": np.asarray(found.speeds),
             "converged": np.asarray(found.converged),
-            "nearest": _measure_distance(hs[last - 1], states[unstable == 0]),
-            "waited": _measure_distance(waited, states[unstable == 0]),
+            "nearest": _measure_distance(hs[last - 1], states[stable]),
+            "waited": _measure_distance(waited, states[stable]),
         }
     return data
 

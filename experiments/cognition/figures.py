@@ -9,6 +9,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 
+from experiments.cognition.findings import AT_REST
 from experiments.shared.figures import BLACK, GREY, SERIES, VERMILION, saved_figure, say
 from experiments.shared.findings import Data
 
@@ -49,9 +50,10 @@ def _plot_trajectories(points: Data, path: Path) -> None:
             axes.set(title=name, xlabel="first principal component")
         panels[0].set_ylabel("second principal component")
         panels[0].legend(loc="upper left", fontsize=8)
+        rests = points["before the stimulus"]["waited"] <= AT_REST
         say(
             figure,
-            "Decisions leave a point of rest and part by their evidence",
+            f"Decisions {'leave a point of rest and ' if rests else ''}part by their evidence",
             "noiseless trials, bluer for one choice and redder for the other; larger dots: after "
             "40 steps",
         )

@@ -10,6 +10,8 @@ from experiments.shared.findings import Data, Finding
 
 _RIGHT = 0.95
 _STRUCTURE = 0.25
+AT_REST = 0.1
+"""The distance from a stable point, over the norm of a state, within which the state rests."""
 
 
 def judge(data: Data) -> list[Finding]:
@@ -105,18 +107,19 @@ def _judge_points(points: Data) -> Finding:
     parts = []
     for name in ("before the stimulus", "during the stimulus"):
         here = points[name]
-        unstable = np.asarray(here["unstable"])
+        unstable, converged = np.asarray(here["unstable"]), np.asarray(here["converged"])
+        stable = int(np.sum(converged & (unstable == 0)))
+        away = f", {here['nearest']:.1%} away, after waiting {here['waited']:.1%}"
         parts.append(
-            f"{name} {np.sum(unstable == 0)} stable, {np.sum(unstable == 1)} with one unstable "
-            f"direction, {np.sum(unstable > 1)} with more; states are {here['nearest']:.1%} away "
-            f"from a stable one, after waiting {here['waited']:.1%}"
+            f"{name} {stable} stable points{away if stable else ''}, "
+            f"{np.sum(converged & (unstable > 0))} saddles, {np.sum(~converged)} slow points"
         )
     return Finding(
         "points",
         "While the network waits for the stimulus, its state moves to a stable point.",
-        "after 200 more steps of waiting states are within a tenth of their norm of one",
+        f"after 200 more steps of waiting states are within {AT_REST} of their norm of one",
         "; ".join(parts),
-        points["before the stimulus"]["waited"] <= 0.1,
+        points["before the stimulus"]["waited"] <= AT_REST,
     )
 
 

@@ -192,7 +192,7 @@ def test_claims_hold_beyond_their_thresholds_and_are_refuted_short_of_them():
             "psychometric": {"shares": {"decision": curve}, "trials": 1000},
             "clusters": {"labels": [0, 1], "active": 2, "silhouette": share - 0.3, "shuffled": 0.2},
             "points": {
-                name: {"unstable": [0], "nearest": 0.5, "waited": 1 - share}
+                name: {"unstable": [0], "converged": [True], "nearest": 0.5, "waited": 1 - share}
                 for name in ("before the stimulus", "during the stimulus")
             },
             "small": {"variants": {"Dale": small}, "wrong_signs": wrong, "weights": 4},
