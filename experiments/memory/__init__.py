@@ -98,7 +98,7 @@ class Config(RunConfig):
 def run(config: Config, progress: Tick) -> Result:
     """Climb every problem with every recipe, and follow one explosion."""
     if config.source is not None:
-        keys = jax.random.split(_split(config)[0], config.seeds)
+        keys = jax.random.split(_split(config)[1], config.seeds)  # other sequences than the run's
         return use_networks(config.source, config.test_sequences, keys, progress)
     jobs: dict[str, _Job] = {
         "-".join(pair): functools.partial(_climb_pair, config, *pair)

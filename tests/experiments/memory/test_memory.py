@@ -559,7 +559,7 @@ def test_networks_of_the_longest_length_solved_are_kept_and_used_again(tmp_path,
     for group in groups:
         assert list(group["tests"]) == ["35", "70", "175"]
     config = memory.Config(test_sequences=8, seeds=2)
-    seeds = jax.random.split(memory._split(config)[0], 2)
+    seeds = jax.random.split(memory._split(config)[1], 2)
     how = PROBLEMS["copy"], memory.RECIPES["GRU"], 35, 8
     best_first = np.argsort(make_rung(35)["loss"], kind="stable")
     params = jax.tree.map(lambda leaf: leaf[best_first], kept["copy"][35])
