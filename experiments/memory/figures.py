@@ -36,8 +36,8 @@ def _plot_used(used: list[Data], path: Path) -> None:
         for place, group in enumerate(used):
             rights = np.array([np.mean(test["right"]) for test in group["tests"].values()])
             label = f"{group['problem']}, {group['recipe']}"
-            style: dict[str, Any] = {"color": SERIES[place % len(SERIES)], "ls": "-"}
-            axes.plot(list(group["tests"]), rights, marker="o", ms=4, label=label, **style)
+            colour = SERIES[place % len(SERIES)]
+            axes.plot(list(group["tests"]), rights, color=colour, marker="o", ms=4, label=label)
         axes.set(xscale="log", ylim=(0, 1.03), xlabel="length", ylabel="right")
         figure.legend(loc="outside right upper")
         say(figure, "What trained networks remember", "mean over the networks, fresh sequences")
