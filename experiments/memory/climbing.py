@@ -54,13 +54,15 @@ class Effort(NamedTuple):
 
 
 class _Climb(NamedTuple):
-    """Networks [S, ...] in training: their states, the factor [S] on each one's learning rate, and
-    the parameters and optimizer states with the best validation loss [S]."""
+    """Networks [S, ...] in training: their states, the factor [S] on each one's learning rate, the
+    parameters and optimizer states with the best validation loss [S], and the validations [S] since
+    then."""
 
     state: TrainState
     scale: np.ndarray
     best: tuple[Params, Any]
     best_loss: np.ndarray
+    since: np.ndarray
 
 
 def climb(
@@ -119,20 +121,21 @@ def _train(
 ) -> tuple[TrainState, np.ndarray, np.ndarray]:
     """Train each network until it solves its validation sequences by a margin.
 
-    A network that gets much worse is reset to its best state and continues with half its learning
-    rate. Returns the best networks, and the numbers [S] of steps taken and of steps skipped.
+    A network that gets much worse, or no better for long, is reset to its best state and continues
+    with half its learning rate. Returns the best networks, and the numbers [S] of steps taken and
+    of steps skipped.
     """
     seeds = len(state.step)
     most = min(effort.steps, effort.sequence_steps // length)
     best = (state.params, state.opt_state)
-    run = _Climb(state, np.ones(seeds), best, np.full(seeds, np.inf))
+    run = _Climb(state, np.ones(seeds), best, np.full(seeds, np.inf), np.zeros(seeds, int))
     steps, passed, all_skipped = np.zeros((3, seeds), int)
     running = np.ones(seeds, bool)
     while True:
         keys = jax.vmap(jax.random.fold_in)(run.state.key, run.state.step)
         loss, right = evaluate(problem, recipe, length, effort.test, run.state.params, keys)
         loss = np.where(np.isfinite(loss), loss, np.inf)
-        run = _keep_best(run, loss, running, recipe.least)
+        run = _keep_best(run, loss, running, recipe)
         passed = np.where(_has_margin(problem, length, loss, right), passed + 1, 0)
         running = running & (passed < recipe.passes)
         if not running.any() or np.max(steps) + _STEPS_A_CALL > most:
@@ -157,16 +160,18 @@ def _has_margin(
     )
 
 
-def _keep_best(run: _Climb, losses: np.ndarray, running: np.ndarray, least: float) -> _Climb:
-    """Record the new best networks, and reset those that got much worse to their best."""
+def _keep_best(run: _Climb, losses: np.ndarray, running: np.ndarray, recipe: Recipe) -> _Climb:
+    """Record the new best networks, and reset those that got much worse, or no better for long, to
+    their best."""
     now = (run.state.params, run.state.opt_state)
     better = running & (losses < run.best_loss)
     best, best_loss = _choose(better, now, run.best), np.where(better, losses, run.best_loss)
-    lost = running & ~(losses <= 2 * best_loss + 0.1)
+    since = np.where(better, 0, run.since + 1)
+    lost = running & (~(losses <= 2 * best_loss + 0.1) | (since > recipe.patience))
     params, opt_state = _choose(lost | ~running, best, now)
-    scale = np.where(lost, np.maximum(run.scale / 2, least), run.scale)
+    scale = np.where(lost, np.maximum(run.scale / 2, recipe.least), run.scale)
     state = run.state._replace(params=params, opt_state=opt_state)
-    return _Climb(state, scale, best, best_loss)
+    return _Climb(state, scale, best, best_loss, np.where(lost, 0, since))
 
 
 def _choose(mask: np.ndarray, yes: Any, no: Any) -> Any:
@@ -230,23 +235,24 @@ def _objective(
 ) -> Array:
     """What is minimised: the loss, with the recipe's noise and regulariser."""
     if recipe.noise:
-        params, batch = _add_noise(recipe.noise, params, batch, key)
+        params, batch = _add_noise(recipe, params, batch, key)
     loss = problem.loss(_answer(problem, recipe, params, batch), batch.targets)
     if recipe.steadiness:
         loss = loss + recipe.steadiness * _unsteadiness(problem, recipe, params, batch)
     return loss
 
 
-def _add_noise(noise: float, params: Params, batch: Batch, key: Key) -> tuple[Params, Batch]:
-    """A network of one layer in which each unit has one more input, of its own: the sum of four
-    random signs, which is cheap and nearly normal, divided by its standard deviation of 2."""
+def _add_noise(recipe: Recipe, params: Params, batch: Batch, key: Key) -> tuple[Params, Batch]:
+    """A network of one layer in which each noisy unit has one more input, of its own: the sum of
+    four random signs, which is cheap and nearly normal, divided by its standard deviation of 2."""
     (layer,), readout = params
-    units = len(layer.w_hh)
+    units = recipe.noisy
     octets = jax.random.bits(key, (*batch.xs.shape[:2], -(-units // 2)), jnp.uint8)
     signs = 2.0 * jnp.unpackbits(octets, axis=-1, count=4 * units) - 1.0
     noises = jnp.sum(signs.reshape(*octets.shape[:2], units, 4), axis=-1) / 2
     xs = jnp.concatenate([batch.xs, noises], axis=-1)
-    w_ih = jnp.concatenate([layer.w_ih, noise * jnp.eye(units)], axis=1)
+    scales = recipe.noise * jnp.eye(len(layer.w_hh), units)
+    w_ih = jnp.concatenate([layer.w_ih, scales], axis=1)
     return ((layer._replace(w_ih=w_ih),), readout), batch._replace(xs=xs)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from experiments.memory.blocks import Blocks
 from jaxrnn import (
     Array,
     Key,
@@ -23,8 +25,8 @@ from jaxrnn import (
     vanilla_rnn,
 )
 
-_UNITS, _MORE = 64, 100
-_SMALL = 0.003  # the scale of input weights that keeps the states where tanh is linear
+_UNITS = 64
+_BLOCKS = Blocks(switches=24, rotations=72, features=16, sums=16)
 
 
 class Recipe(NamedTuple):
@@ -36,11 +38,12 @@ class Recipe(NamedTuple):
     optimizer: without its clipping.
     clip: the global norm at which the gradient is clipped.
     passes: consecutive validations that a network must pass to finish training.
+    patience: validations without a new best after which it goes back to that with half its rate.
     least: the smallest fraction of its learning rate that a network that got worse falls back to.
     grows: whether training at each length starts from the network of the previous length.
-    mixes: whether a batch holds all lengths up to the current one.
-    noise: standard deviation of the noise added, in training, to the argument of the activation; in
-      a network of one layer.
+    mixes: whether half of a batch is of all lengths up to the current one.
+    noise: standard deviation of the noise added, in training, to the argument of the activation of
+      the first `noisy` units of a network of one layer.
     steadiness: weight of the regulariser that keeps back-propagated norms constant.
     vanilla: whether the cell is a vanilla one.
     """
@@ -52,10 +55,12 @@ class Recipe(NamedTuple):
     optimizer: optax.GradientTransformation = optax.adam(1e-3)
     clip: float | None = 1.0
     passes: int = 3
+    patience: float = math.inf
     least: float = 1 / 16
     grows: bool = False
     mixes: bool = False
     noise: float = 0.0
+    noisy: int = 0
     steadiness: float = 0.0
     vanilla: bool = True
 
@@ -101,44 +106,22 @@ def _gru(input_size: int) -> tuple[Layer, ...]:
     return (scanned(input_size, _UNITS, init, initial_state, step),)
 
 
-def _switches(input_size: int) -> tuple[Layer, ...]:
-    """Units that stay on or off until a large input flips them: h = tanh(4 h) at h = +-0.9993."""
-    layer = vanilla_rnn(
-        input_size,
-        _MORE,
-        w_ih_init=jax.nn.initializers.normal(3.0),
-        w_hh_init=initializers.identity(4.0),
-        learn_h0=True,
+def _in_blocks(name: str, summary: str, blocks: Blocks) -> Recipe:
+    return Recipe(
+        name,
+        summary,
+        blocks.layers,
+        readout=blocks.readout,
+        optimizer=blocks.optimizer(),
+        clip=None,
+        passes=10,
+        patience=15,
+        least=1 / 64,
+        grows=True,
+        mixes=True,
+        noise=0.5 if blocks.switches else 0.0,
+        noisy=blocks.switches,
     )
-
-    def init(key: Key) -> Params:
-        params = layer.init(key)
-        return params._replace(h0=jnp.ones(_MORE))
-
-    return (layer._replace(init=init),)
-
-
-def _small_states(input_size: int) -> tuple[Layer, ...]:
-    small = jax.nn.initializers.normal(_SMALL)
-    return (vanilla_rnn(input_size, _MORE, w_ih_init=small),)
-
-
-def _large_readout(input_size: int, output_size: int) -> Layer:
-    init = jax.nn.initializers.normal(0.01 / _SMALL)
-    return dense(input_size, output_size, w_init=init)
-
-
-def _rates_by_part(inputs: float, recurrent: float, readout: float) -> Any:
-    """Adam with three learning rates: of the input matrix, of the rest of the recurrent layer, and
-    of the readout, each in proportion to the magnitude of the weights."""
-
-    def label(params: Params) -> Params:
-        (layer,), last = params
-        names = jax.tree.map(lambda _: "recurrent", layer)._replace(w_ih="inputs")
-        return ((names,), jax.tree.map(lambda _: "readout", last))
-
-    rates = {"inputs": inputs, "recurrent": recurrent, "readout": readout}
-    return optax.multi_transform({name: optax.adam(rate) for name, rate in rates.items()}, label)
 
 
 _relu = functools.partial(_one, activation=jax.nn.relu)
@@ -166,25 +149,10 @@ RECIPES = {
             _relu(w_hh_init=_identity()),
             grows=True,
         ),
-        Recipe(
-            "switches",
-            "units of gain 4 that start switched on, noise, a rate for each part",
-            _switches,
-            optimizer=_rates_by_part(1e-2, 2e-3, 1e-2),
-            clip=0.02,
-            passes=10,
-            least=1 / 4,
-            grows=True,
-            mixes=True,
-            noise=0.5,
-        ),
-        Recipe(
-            "small states",
-            "orthogonal, inputs of 0.003, a rate for each part",
-            _small_states,
-            readout=_large_readout,
-            optimizer=_rates_by_part(3e-4, 3e-6, 1.0),
-        ),
+        _in_blocks("blocks", "switches, rotations and sums of features, side by side", _BLOCKS),
+        _in_blocks("switches", "the bistable units of blocks alone", Blocks(switches=24)),
+        _in_blocks("rotations", "the orthogonal part of blocks alone", Blocks(rotations=72)),
+        _in_blocks("sums", "the sums of features alone", Blocks(features=16, sums=16)),
         Recipe("GRU", "not vanilla: gated", _gru, vanilla=False),
     )
 }

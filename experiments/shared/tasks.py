@@ -28,7 +28,8 @@ class MemoryProblem(NamedTuple):
     """A family of sequences of any length, and the answer that a network must give at their end.
 
     draw: ``(key, length, batch_size, mixed=False) -> Batch`` of sequences of this length, an int of
-      at least `shortest`; if mixed, of lengths up to it whose logarithm is uniform.
+      at least `shortest`; if mixed, every second one is of a length up to it whose logarithm is
+      uniform.
     loss: ``(outputs, targets) -> scalar``, of the last outputs [B, O] or of all [T, B, O].
     right: ``(outputs, targets) -> scalar``, the fraction of correct answers.
     everywhere: whether every output counts, or only the last.
@@ -120,12 +121,14 @@ def draw_copy(key: Key, length: int, batch_size: int, mixed: bool = False) -> Ba
 
 
 def _draw_lengths(key: Key, shortest: int, length: int, batch_size: int, mixed: bool) -> Array:
-    """Lengths [B]: all `length` or, if mixed, from the shortest up, their logarithm uniform."""
+    """Lengths [B]: all `length` or, if mixed, every second one from the shortest up, with a uniform
+    logarithm."""
     if not mixed or length <= shortest:
         return jnp.full((batch_size,), length)
     ratio = (length + 1) / shortest
     parts = jax.random.uniform(key, (batch_size,))
-    return jnp.clip((shortest * ratio**parts).astype(jnp.int32), shortest, length)
+    lengths = jnp.clip((shortest * ratio**parts).astype(jnp.int32), shortest, length)
+    return jnp.where(jnp.arange(batch_size) % 2 == 0, length, lengths)
 
 
 def _cross_entropy(outputs: Array, targets: Array) -> Array:

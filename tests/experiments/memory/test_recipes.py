@@ -1,6 +1,7 @@
 """The problems of memory read back from their inputs, and the recipes by hand."""
 
 import functools
+import itertools
 import math
 
 import jax
@@ -10,6 +11,7 @@ import optax
 import pytest
 
 from experiments.memory import climbing, recipes
+from experiments.memory.blocks import Blocks
 from experiments.memory.recipes import RECIPES
 from experiments.shared.tasks import PROBLEMS
 from jaxrnn import RNNParams
@@ -143,9 +145,11 @@ def test_classes_symbols_and_places_are_balanced():
 
 
 @pytest.mark.parametrize("name", LEAST_MIXED)
-def test_mixed_lengths_are_uniform_in_their_logarithm(name):
+def test_every_second_length_of_a_mixed_batch_is_drawn_with_a_uniform_logarithm(name):
     size, longest, least = 5000, 60, LEAST_MIXED[name]
-    lengths = lengths_of(name, draw(name, jax.random.key(5), longest, size, mixed=True))
+    drawn = lengths_of(name, draw(name, jax.random.key(5), longest, 2 * size, mixed=True))
+    np.testing.assert_array_equal(drawn[::2], longest)
+    lengths = drawn[1::2]
     assert (lengths.min(), lengths.max()) == (least, longest)
     ends = np.arange(least, longest + 1)
     wanted = np.log((ends + 1) / least) / np.log((longest + 1) / least)
@@ -225,10 +229,18 @@ def test_a_draw_follows_from_its_key_under_jit_and_vmap(name):
 # The recipes
 
 
+BLOCKS = {
+    "blocks": Blocks(24, 72, 16, 16),
+    "switches": Blocks(switches=24),
+    "rotations": Blocks(rotations=72),
+    "sums": Blocks(features=16, sums=16),
+}
+
+
 def widths(recipe):
-    wide = {"switches": recipes._MORE, "small states": recipes._MORE}
-    wide["deep"] = recipes._UNITS
-    return [wide.get(recipe.name, recipes._UNITS)] * (3 if recipe.name == "deep" else 1)
+    if recipe.name in BLOCKS:
+        return [sum(BLOCKS[recipe.name])]
+    return [64] * (3 if recipe.name == "deep" else 1)
 
 
 @functools.cache
@@ -252,14 +264,14 @@ def count_parameters(recipe, input_size, output_size):
     for width in widths(recipe):
         count += (1 if recipe.vanilla else 3) * width * (size + width + 1)
         size = width
-    started = size if recipe.name in ("learned start", "switches") else 0
+    started = size if recipe.name in ("learned start", *BLOCKS) else 0
     return count + started + (size + 1) * output_size
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_builds_for_every_problem_at_its_size(name):
     recipe = RECIPES[name]
-    assert max(widths(recipe)) <= 100
+    assert max(widths(recipe)) <= 128
     for problem in PROBLEMS.values():
 
         def drawn(key, problem=problem):
@@ -324,8 +336,7 @@ def recurrent_matrix(name):
 def test_the_starts_are_what_the_recipes_say():
     for name in ("identity tanh", "identity relu", "relu growing"):
         np.testing.assert_array_equal(recurrent_matrix(name), np.eye(recipes._UNITS))
-    np.testing.assert_array_equal(recurrent_matrix("switches"), 4 * np.eye(recipes._MORE))
-    for name in ("lecture", "deep", "orthogonal relu", "steady", "growing", "small states"):
+    for name in ("lecture", "deep", "orthogonal relu", "steady", "growing", "rotations"):
         for layer in params_of(name)[0]:
             w = np.asarray(layer.w_hh, np.float64)
             # A reflection for each unit, each of which rounds a few times.
@@ -333,22 +344,79 @@ def test_the_starts_are_what_the_recipes_say():
             assert np.abs(w - np.eye(len(w))).max() > 0.5
     radius = np.abs(np.linalg.eigvals(recurrent_matrix("radius 1.2"))).max()
     assert radius == pytest.approx(1.2, rel=1e-4)  # the start promises about 1e-5
-    np.testing.assert_array_equal(params_of("switches")[0][0].h0, 1)
     np.testing.assert_array_equal(params_of("learned start")[0][0].h0, 0)
     assert params_of("lecture")[0][0].h0 is None
 
 
-def test_the_scales_of_switches_and_of_small_states():
-    (small,), readout = params_of("small states")
+def split_units(blocks):
+    """Where the units of each block stand."""
+    ends = np.cumsum((0, *blocks))
+    return [slice(*pair) for pair in itertools.pairwise(ends)]
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_blocks_start_as_they_say_and_stay_apart(name):
+    blocks = BLOCKS[name]
+    switches, rotations, features, sums = split_units(blocks)
+    (layer,), readout = (jax.tree.map(np.asarray, part) for part in params_of(name))
+    w = layer.w_hh.copy()
+    np.testing.assert_array_equal(w[switches, switches], 4 * np.eye(blocks.switches))
+    np.testing.assert_array_equal(w[sums, sums], np.eye(blocks.sums))
+    turned = w[rotations, rotations].astype(float)
+    limit = 4 * max(blocks.rotations, 1) * EPS  # see above
+    np.testing.assert_allclose(turned @ turned.T, np.eye(blocks.rotations), atol=limit)
+    for unit, value in ((switches, 1), (slice(blocks.switches, None), 0)):
+        np.testing.assert_array_equal(layer.h0[unit], value)
     for entries, scale in (
-        (params_of("switches")[0][0].w_ih, 3.0),
-        (small.w_ih, 0.003),
-        (readout.w, 0.01 / 0.003),
+        (layer.w_ih[switches], 3.0),
+        (layer.w_ih[rotations], 0.003),
+        (layer.w_ih[features], 2.0),
+        (layer.w_ih[sums], 0.0),
+        (w[sums, features], 0.003),
+        (readout.w[:, switches], 0.01),
+        (readout.w[:, rotations], 0.01 / 0.003),
+        (readout.w[:, features], 0.01),
+        (readout.w[:, sums], 0.01 / 0.003),
     ):
-        # The standard deviation of n normal numbers is off by 1 / sqrt(2n) of itself.
-        assert math.sqrt(np.mean(np.square(entries, dtype=np.float64))) == pytest.approx(
-            scale, rel=5 / math.sqrt(2 * entries.size)
-        )
+        if entries.size:
+            # The standard deviation of n normal numbers is off by 1 / sqrt(2n) of itself.
+            assert math.sqrt(np.mean(np.square(entries, dtype=np.float64))) == pytest.approx(
+                scale, rel=5 / math.sqrt(2 * entries.size)
+            )
+    for to, of in ((each, each) for each in (switches, rotations, sums)):
+        w[to, of] = 0
+    w[sums, features] = 0
+    np.testing.assert_array_equal(w, 0)
+    assert not layer.b.any()
+
+
+def test_each_block_has_its_own_rates_and_nothing_else_learns():
+    blocks = Blocks(2, 3, 4, 5)
+    switches, rotations, features, sums = split_units(blocks)
+    optimizer = blocks.optimizer()
+    layers, readout = blocks.layers(3), blocks.readout(14, 2)
+    key = jax.random.key(0)
+    params = tuple(layer.init(key) for layer in layers), readout.init(key)
+    grads = random_like(jax.random.key(1), params)
+    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    # Adam's first step is its rate against the gradient's sign, but for 1e-8 of the gradient.
+    (layer,), last = jax.tree.map(lambda u, g: -np.asarray(u) * np.sign(g), updates, grads)
+    recurrent = np.zeros((14, 14))
+    recurrent[switches, switches] = 2e-3
+    recurrent[rotations, rotations] = recurrent[sums, sums] = 3e-6
+    recurrent[sums, features] = 1e-4
+    np.testing.assert_allclose(layer.w_hh, recurrent, rtol=1e-5)
+    for units, inputs, bias, start, out in (
+        (switches, 1e-2, 2e-3, 2e-3, 2e-3),
+        (rotations, 3e-4, 3e-6, 0, 2e-3 / 0.003),
+        (features, 3e-3, 3e-3, 0, 2e-3),
+        (sums, 0, 1e-4, 0, 2e-3 / 0.003),
+    ):
+        np.testing.assert_allclose(layer.w_ih[units], inputs, rtol=1e-5)
+        np.testing.assert_allclose(layer.b[units], bias, rtol=1e-5)
+        np.testing.assert_allclose(layer.h0[units], start, rtol=1e-5)
+        np.testing.assert_allclose(last.w[:, units], out, rtol=1e-5)
+    np.testing.assert_allclose(last.b, 2e-3, rtol=1e-5)
 
 
 def sigmoid(a):
@@ -387,7 +455,11 @@ def gradient_of_norm(norm):
     return jax.tree.map(lambda leaf: leaf * norm / optax.tree.norm(noise), noise)
 
 
-OPTIMIZERS = {(recipe.optimizer, recipe.clip): name for name, recipe in RECIPES.items()}
+OPTIMIZERS = {
+    (recipe.optimizer, recipe.clip): name
+    for name, recipe in RECIPES.items()
+    if name not in BLOCKS  # which have shapes of their own, and do not clip
+}
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS.values())
@@ -402,14 +474,3 @@ def test_an_optimizer_clips(name):
         wanted = min(norm, recipe.clip or math.inf) / 10
         assert float(optax.tree.norm(moments)) == pytest.approx(wanted, rel=1e-5)
         assert all(leaf.all() for leaf in jax.tree.leaves(updates))
-
-
-def test_each_part_has_its_own_rate():
-    params, grads = tiny_params(), gradient_of_norm(5.0)
-    optimizer = recipes._rates_by_part(1.0, 2.0, 3.0)
-    updates, _ = optimizer.update(grads, optimizer.init(params), params)
-    # Adam's first step is its rate against the gradient's sign, but for 1e-8 of the gradient.
-    (layer,), readout = jax.tree.map(lambda u, g: -np.asarray(u) * np.sign(g), updates, grads)
-    for part, rate in ((layer.w_ih, 1.0), ((layer.w_hh, layer.b), 2.0), (readout, 3.0)):
-        for leaf in jax.tree.leaves(part):
-            np.testing.assert_allclose(leaf, rate, rtol=1e-5)
