@@ -24,14 +24,7 @@ def judge(data: Data) -> list[Finding]:
             f"frame: {1 - ours / plain:.1%} lower",
             ours <= (1 - _GAIN) * plain,
         ),
-        Finding(
-            "ensemble",
-            "The mean of the networks' probabilities predicts better than each network alone.",
-            "its test NLL is below the networks' mean test NLL",
-            f"{test['ensemble']:.3f} nats per frame, {1 - test['ensemble'] / plain:.1%} below "
-            f"plain; ensemble of plain networks {test['plain ensemble']:.3f}",
-            test["ensemble"] < ours,
-        ),
+        *_judge_ensemble(test, ours, plain),
         *_judge_joint(data),
         Finding(
             "simple",
@@ -41,6 +34,22 @@ def judge(data: Data) -> list[Finding]:
             f"{test['marginal']:.3f} by frequencies, {test['Markov']:.3f} by Markov",
             ours < min(test["marginal"], test["Markov"]),
         ),
+    ]
+
+
+def _judge_ensemble(test: Data, ours: float, plain: float) -> list[Finding]:
+    """One finding, or none where there is one network only."""
+    if len(test["network"]) == 1:
+        return []
+    return [
+        Finding(
+            "ensemble",
+            "The mean of the networks' probabilities predicts better than each network alone.",
+            "its test NLL is below the networks' mean test NLL",
+            f"{test['ensemble']:.3f} nats per frame, {1 - test['ensemble'] / plain:.1%} below "
+            f"plain; ensemble of plain networks {test['plain ensemble']:.3f}",
+            test["ensemble"] < ours,
+        )
     ]
 
 

@@ -8,6 +8,7 @@ import pytest
 from experiments.data.midi import read_midi, write_midi
 from experiments.data.piano_rolls import KEYS, PianoRolls, shift_keys
 from experiments.music import joint, networks, sampling
+from experiments.music.findings import judge
 from experiments.music.joint import (
     begin_with_silence,
     joint_network,
@@ -292,3 +293,37 @@ def test_a_file_that_is_not_midi_or_has_no_note_is_refused(tmp_path, content, me
     path.write_bytes(content)
     with pytest.raises(InputError, match=message):
         read_midi(path)
+
+
+def make_data(seeds, **changed):
+    test = {
+        "network": [4.0] * seeds,
+        "plain": [5.0] * seeds,
+        "ensemble": 3.9,
+        "plain ensemble": 4.8,
+    }
+    test |= {"joint": [[2.1, 2.0]] * seeds, "joint ensemble": [1.9, 1.8]}
+    test |= {"marginal": 9.0, "Markov": 7.0} | changed
+    notes = {"sampled": 4.0, "pieces": 4.1, "independent": 3.0}
+    return {"name": "x", "test": test, "notes": notes}
+
+
+@pytest.mark.parametrize(
+    ("changed", "refuted"),
+    [
+        ({}, set()),
+        ({"plain": [4.1, 4.1]}, {"single"}),
+        ({"ensemble": 4.0}, {"ensemble"}),
+        ({"joint": [[5.0, 3.5], [3.0, 2.6]]}, {"joint"}),
+        ({"Markov": 3.9}, {"simple"}),
+    ],
+    ids=lambda value: "+".join(sorted(value)) or "none",
+)
+def test_each_verdict_follows_from_the_scores(changed, refuted):
+    found = judge(make_data(2, **changed))
+    assert {finding.name for finding in found if not finding.holds} == refuted
+
+
+def test_one_network_is_no_ensemble():
+    names = [finding.name for finding in judge(make_data(1))]
+    assert names == ["single", "joint", "notes", "simple"]
