@@ -137,7 +137,7 @@ def _plot_lengths(data: Data, path: Path) -> None:
         panels = figure.subplots(2, 2, squeeze=False).ravel()
         names = [name for name in RECIPES if any(name in entries for entries in groups.values())]
         styles: dict[str, Any] = {
-            name: {"color": (*SERIES, GREY, BLACK)[place % 7], "ls": ("-", "--")[place // 7]}
+            name: {"color": (*SERIES, GREY, BLACK)[place % 7], "ls": ("-", "--", ":")[place // 7]}
             for place, name in enumerate(names)
         }
         for axes, (problem, entries) in zip(panels, groups.items(), strict=False):

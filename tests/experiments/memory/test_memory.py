@@ -475,13 +475,16 @@ def test_the_gradient_verdicts_follow_from_the_norms():
     assert judge_norms("growing", "after", -1.9, 0.0, 1.0) == [True, False]
 
 
-def test_claims_that_were_not_measured_have_no_finding_and_infinite_norms_are_drawn(tmp_path):
+def test_claims_that_were_not_measured_have_no_finding_and_all_recipes_are_drawn(tmp_path):
     data = make_data() | {"explosion": None}
     for entry in data["climbs"]:
         entry["rungs"] = entry["rungs"][:2]
         entry["rungs"][-1]["norms_after"] = np.full((2, 2), -np.inf)
     names = [finding.name for finding in judge(data)]
     assert names == [*PROBLEMS, "gradient, to learn", "gradient, to hold"]
+    names = {entry["recipe"] for entry in data["climbs"]}
+    short = data["climbs"][0]
+    data["climbs"] += [short | {"recipe": name} for name in memory.RECIPES if name not in names]
     figures.plot(data, tmp_path)
     assert len(list(tmp_path.iterdir())) == 3
 
