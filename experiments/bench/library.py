@@ -19,6 +19,7 @@ from experiments.bench.contenders import (
     enter,
     on_device,
     run_over_padding,
+    train_with_optax,
 )
 from experiments.bench.entrants import Entrant, Program, Unavailable, compile_program
 from experiments.shared.devices import largest_divisor
@@ -86,8 +87,9 @@ def build_sharded(workload: Workload, what: Pass) -> Entrant:
     return enter(network, what)
 
 
-def compile_gradient(case: Case, name: str) -> Program:
-    """The gradient of ``"jaxrnn"`` or of the plain scan, compiled from shapes alone."""
+def compile_pass(case: Case, name: str, what: Pass) -> Program:
+    """A gradient or a training step of ``"jaxrnn"`` or of the plain scan, compiled from shapes
+    alone."""
     steps, batch, inputs, units = case.shape
     params = tuple(
         RNNParams(_shape(units, width), _shape(units, units), _shape(units), None)
@@ -98,8 +100,12 @@ def compile_gradient(case: Case, name: str) -> Program:
     def outputs(weights: Any, batch: Any) -> Array:
         return library(weights, batch) if name == "jaxrnn" else plain_outputs(weights, batch[0])
 
-    data = (_shape(steps, batch, inputs), None)
-    return compile_program(jax.value_and_grad(loss_of(outputs)), params, data)
+    data, loss = (_shape(steps, batch, inputs), None), loss_of(outputs)
+    if what == "train":
+        training = train_with_library(loss) if name == "jaxrnn" else train_with_optax(loss)
+        state = jax.eval_shape(training.start, params)
+        return compile_program(training.step, state, data, donate=(0,))
+    return compile_program(jax.value_and_grad(loss), params, data)
 
 
 def library_outputs(case: Case, chunk_size: int | None = None) -> Outputs:

@@ -8,9 +8,16 @@ from collections.abc import Sequence
 
 import jax
 
-from experiments.bench.cases import Case, Shape4, compare_gradients, make_workload, mean_square
+from experiments.bench.cases import (
+    Case,
+    Pass,
+    Shape4,
+    compare_gradients,
+    make_workload,
+    mean_square,
+)
 from experiments.bench.entrants import compile_program, interleave
-from experiments.bench.library import BUILDERS, compile_gradient
+from experiments.bench.library import BUILDERS, compile_pass
 from experiments.shared.findings import Data
 from experiments.shared.timing import Call, time_once
 from jaxrnn import Array, Params, chunked, deep_rnn, dense, unroll_plain
@@ -26,20 +33,23 @@ _GROWTH = 3.0  # of the time per step from one length to the next, at which meas
 
 
 def measure_compiling(cases: Sequence[Case], lengths: Sequence[int], repeats: int) -> list[Data]:
-    """Seconds to compile the gradient of each single layer and of the deep network, and of a small
-    layer at each of `lengths`; medians of interleaved repeats, from shapes alone."""
+    """Seconds to compile the gradient and the training step of each single layer and of the deep
+    network, and the gradient of a small layer at each of `lengths`; medians of interleaved repeats,
+    from shapes alone."""
     measured = [case for case in cases if case.kind in ("shape", "deep")]
     scaled = [Case("shape", (length, *_SMALL)) for length in lengths]
     rows = []
     for case in [*measured, *scaled]:
-        times: dict[str, list[float]] = {name: [] for name in NAMES}
+        passes: tuple[Pass, ...] = ("gradient", "train") if case in measured else ("gradient",)
+        pairs = [(what, name) for what in passes for name in NAMES]
+        times: dict[tuple[Pass, str], list[float]] = {pair: [] for pair in pairs}
         for _ in range(repeats):
-            for name in NAMES:
-                times[name].append(compile_gradient(case, name).seconds)
-        medians = {name: statistics.median(values) for name, values in times.items()}
-        rows.append({"case": case.name, "steps": case.shape[0], "seconds": medians})
-    for row in rows[len(measured) :]:
-        row["scaled"] = True
+            for what, name in pairs:
+                times[what, name].append(compile_pass(case, name, what).seconds)
+        row: Data = {"case": case.name, "steps": case.shape[0], "scaled": case not in measured}
+        for what in passes:
+            row[what] = {name: statistics.median(times[what, name]) for name in NAMES}
+        rows.append(row)
     return rows
 
 

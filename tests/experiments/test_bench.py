@@ -272,7 +272,7 @@ def make_data(rows, seconds=1.0, growth=1.0, stopped=(), own=1.0, kept=1.0):
     """The library compiles as fast as the plain scan, and its time per step is constant; `own` is
     its time with its own choices, where the best take 1; `kept` its memory, the plain scan's 10."""
     scaled = [
-        {"case": str(t), "steps": t, "seconds": {"jaxrnn": s, "plain scan": 1.0}, "scaled": True}
+        {"case": str(t), "steps": t, "gradient": {"jaxrnn": s, "plain scan": 1.0}, "scaled": True}
         for t, s in ((10, 1.0), (100, seconds))
     ]
     lengths = [
@@ -292,7 +292,10 @@ def make_data(rows, seconds=1.0, growth=1.0, stopped=(), own=1.0, kept=1.0):
                 **{"chosen": "joined", "differences": {"before": 0.1}, "allowed": 1.0},
             }
         ],
-        "compiling": [{**scaled[1], "case": "deep", "scaled": False}, *scaled],
+        "compiling": [
+            {**scaled[1], "case": "deep", "scaled": False, "train": scaled[1]["gradient"]},
+            *scaled,
+        ],
         "memory": {
             **{"case": "long", "difference": 0.0, "allowed": 1.0},
             "seconds": {"jaxrnn": 1.5, "plain scan": 1.0},
