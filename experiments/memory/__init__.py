@@ -18,6 +18,7 @@ import functools
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -56,7 +57,7 @@ _LENGTHS = {
     "copy": (10, 20, 50, 100, 200, 500, 1000, 2000),
 }
 _STEPS = {
-    "latch": (1000, 200_000),
+    "latch": (1000, 600_000),
     "order": (2500, 1_200_000),
     "adding": (2000, 1_600_000),
     "copy": (1000, 400_000),
@@ -163,15 +164,32 @@ def _run_side_by_side(jobs: dict[str, _Job], config: Config, progress: Tick) -> 
         for name in missing:
             keep(name, jobs[name]())
         return {name: results[name] for name in jobs}
-    with ProcessPoolExecutor(config.workers, mp_context=get_context("spawn")) as pool:
-        names = {pool.submit(jobs[name]): name for name in missing}
+    while missing:
+        before = len(missing)
+        _run_in_processes({name: jobs[name] for name in missing}, config.workers, keep)
+        missing = [name for name in jobs if name not in results]
+        if len(missing) == before:
+            raise InputError(
+                f"a process that worked on {' or '.join(missing[: config.workers])} ended without a "
+                "result"
+            )
+    return {name: results[name] for name in jobs}
+
+
+def _run_in_processes(
+    jobs: dict[str, _Job], workers: int, keep: Callable[[str, Data], None]
+) -> None:
+    """Keep the results of all jobs, or of those that are ready when a process ends unexpectedly."""
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        names = {pool.submit(job): name for name, job in jobs.items()}
         try:
             for future in as_completed(names):
                 keep(names[future], future.result())
+        except BrokenProcessPool:  # XLA can crash, about once in hours (jaxlib 0.10.2)
+            return
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return {name: results[name] for name in jobs}
 
 
 def _open(folder: Path, config: Config, names: list[str]) -> dict[str, Data]:
