@@ -165,14 +165,10 @@ def _run_side_by_side(jobs: dict[str, _Job], config: Config, progress: Tick) -> 
             keep(name, jobs[name]())
         return {name: results[name] for name in jobs}
     while missing:
-        before = len(missing)
         _run_in_processes({name: jobs[name] for name in missing}, config.workers, keep)
-        missing = [name for name in jobs if name not in results]
-        if len(missing) == before:
-            raise InputError(
-                f"a process that worked on {' or '.join(missing[: config.workers])} ended without a "
-                "result"
-            )
+        before, missing = missing, [name for name in jobs if name not in results]
+        if missing == before:
+            raise RuntimeError(f"no process got to the end of a climb; missing: {missing}")
     return {name: results[name] for name in jobs}
 
 

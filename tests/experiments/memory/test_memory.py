@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+import os
 
 import jax
 import jax.numpy as jnp
@@ -602,3 +603,22 @@ def test_processes_side_by_side_return_what_each_job_does(tmp_path):
     resumed = memory.Config(resume=tmp_path, workers=2)
     jobs["one"] = functools.partial(dict, name="another")  # saved already
     assert memory._run_side_by_side(jobs, resumed, lambda part, doing: None) == results
+
+
+def end_at_once_the_first_time(path):
+    if not path.exists():
+        path.touch()
+        os._exit(1)
+    return {"done": True}
+
+
+def test_a_process_that_ends_without_a_result_is_started_again_and_twice_is_an_error(tmp_path):
+    config = memory.Config(workers=2)
+    jobs = {"one": functools.partial(dict, done=True)}
+    jobs["two"] = functools.partial(end_at_once_the_first_time, tmp_path / "mark")
+    assert memory._run_side_by_side(jobs, config, lambda part, doing: None) == {
+        name: {"done": True} for name in jobs
+    }
+    never = {"two": functools.partial(os._exit, 1)}
+    with pytest.raises(RuntimeError, match="missing: \\['two'\\]"):
+        memory._run_side_by_side(never, config, lambda part, doing: None)
