@@ -176,7 +176,7 @@ def _run_in_processes(
     jobs: dict[str, _Job], workers: int, keep: Callable[[str, Data], None]
 ) -> None:
     """Keep the results of all jobs, or of those that are ready when a process ends unexpectedly."""
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), max_tasks_per_child=1) as pool:
         names = {pool.submit(job): name for name, job in jobs.items()}
         try:
             for future in as_completed(names):
