@@ -175,13 +175,16 @@ def _run_side_by_side(jobs: dict[str, _Job], config: Config, progress: Tick) -> 
 def _run_in_processes(
     jobs: dict[str, _Job], workers: int, keep: Callable[[str, Data], None]
 ) -> None:
-    """Keep the results of all jobs, or of those that are ready when a process ends unexpectedly."""
+    """Keep the results of all jobs, or of those that are ready when a process ends unexpectedly.
+
+    A process for each job: every compiled program keeps pages mapped, of which Linux allows 65,530
+    per process, and beyond them LLVM fails and the process crashes."""
     with ProcessPoolExecutor(workers, get_context("spawn"), max_tasks_per_child=1) as pool:
         names = {pool.submit(job): name for name, job in jobs.items()}
         try:
             for future in as_completed(names):
                 keep(names[future], future.result())
-        except BrokenProcessPool:  # XLA can crash, about once in hours (jaxlib 0.10.2)
+        except BrokenProcessPool:
             return
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
