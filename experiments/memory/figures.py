@@ -80,7 +80,7 @@ def _plot_before_and_after(data: Data, path: Path) -> None:
 
 def _draw_gradients(axes: Axes, groups: dict[str, dict[str, Data]]) -> None:
     """Gradient norms by lag of the default network and of the best, before and after training."""
-    ends: dict[tuple[str, int, int], list[str]] = {}
+    ends: dict[tuple[str, int, float], list[str]] = {}
     for problem, entries in groups.items():
         for colour, name in ((BLUE, DEFAULT), (VERMILION, find_best(entries))):
             rung = entries[name]["rungs"][-1]
@@ -88,7 +88,7 @@ def _draw_gradients(axes: Axes, groups: dict[str, dict[str, Data]]) -> None:
                 logs = np.mean(np.asarray(rung[f"norms_{when}"]), axis=0) / _LN10
                 axes.plot(rung["lags"], logs, ls=style, color=colour, lw=1.3, alpha=0.8)
             if np.isfinite(logs[-1]):
-                end = (colour, rung["lags"][-1], round(logs[-1]))
+                end = (colour, rung["lags"][-1], round(float(logs[-1]), 1))
                 ends.setdefault(end, []).append(_TITLES[problem])
     for (colour, lag, value), problems in ends.items():
         axes.annotate(" " + ", ".join(problems), (lag, value), fontsize=8, color=colour)
@@ -101,8 +101,8 @@ def _draw_gradients(axes: Axes, groups: dict[str, dict[str, Data]]) -> None:
     axes.yaxis.set_major_formatter(ScalarFormatter())
     axes.set_xlim(right=9 * max((lag for _, lag, _ in ends), default=1))
     top = max(np.max(line.get_ydata(), initial=0) for line in axes.lines)
-    axes.set_ylim(top=max(0.5, 2 * top))
-    axes.legend(loc="lower left")
+    axes.set_ylim(top=max(0.7, 2 * top))
+    axes.legend(loc="upper right", ncols=2, fontsize=8)
 
 
 def _plot_reaches(data: Data, path: Path) -> None:
