@@ -32,6 +32,10 @@ class Blocks(NamedTuple):
     features: int = 0
     sums: int = 0
 
+    def only(self, *names: str) -> Blocks:
+        """The blocks of these names alone."""
+        return Blocks(**{name: getattr(self, name) for name in names})
+
     def layers(self, input_size: int) -> tuple[Layer, ...]:
         """The recurrent layer."""
         layer = vanilla_rnn(input_size, sum(self), learn_h0=True)

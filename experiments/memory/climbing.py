@@ -234,7 +234,7 @@ def _objective(
     problem: MemoryProblem, recipe: Recipe, params: Params, batch: Batch, key: Key
 ) -> Array:
     """What is minimised: the loss, with the recipe's noise and regulariser."""
-    if recipe.noise:
+    if recipe.noisy:
         params, batch = _add_noise(recipe, params, batch, key)
     loss = problem.loss(_answer(problem, recipe, params, batch), batch.targets)
     if recipe.steadiness:

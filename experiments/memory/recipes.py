@@ -119,7 +119,7 @@ def _in_blocks(name: str, summary: str, blocks: Blocks) -> Recipe:
         least=1 / 64,
         grows=True,
         mixes=True,
-        noise=0.5 if blocks.switches else 0.0,
+        noise=0.5,
         noisy=blocks.switches,
     )
 
@@ -150,9 +150,9 @@ RECIPES = {
             grows=True,
         ),
         _in_blocks("blocks", "switches, rotations and sums of features, side by side", _BLOCKS),
-        _in_blocks("switches", "the bistable units of blocks alone", Blocks(switches=24)),
-        _in_blocks("rotations", "the orthogonal part of blocks alone", Blocks(rotations=72)),
-        _in_blocks("sums", "the sums of features alone", Blocks(features=16, sums=16)),
+        _in_blocks("switches", "the bistable units of blocks alone", _BLOCKS.only("switches")),
+        _in_blocks("rotations", "the orthogonal part of blocks alone", _BLOCKS.only("rotations")),
+        _in_blocks("sums", "the sums of features alone", _BLOCKS.only("features", "sums")),
         Recipe("GRU", "not vanilla: gated", _gru, vanilla=False),
     )
 }
