@@ -36,17 +36,17 @@ def measure_compiling(cases: Sequence[Case], lengths: Sequence[int], repeats: in
     """Seconds to compile the gradient and the training step of each single layer and of the deep
     network, and the gradient of a small layer at each of `lengths`; medians of interleaved repeats,
     from shapes alone."""
-    measured = [case for case in cases if case.kind in ("shape", "deep")]
-    scaled = [Case("shape", (length, *_SMALL)) for length in lengths]
+    measured = [(case, False) for case in cases if case.kind in ("shape", "deep")]
+    scaled = [(Case("shape", (length, *_SMALL)), True) for length in lengths]
     rows = []
-    for case in [*measured, *scaled]:
-        passes: tuple[Pass, ...] = ("gradient", "train") if case in measured else ("gradient",)
+    for case, is_scaled in [*measured, *scaled]:
+        passes: tuple[Pass, ...] = ("gradient",) if is_scaled else ("gradient", "train")
         pairs = [(what, name) for what in passes for name in NAMES]
         times: dict[tuple[Pass, str], list[float]] = {pair: [] for pair in pairs}
         for _ in range(repeats):
             for what, name in pairs:
                 times[what, name].append(compile_pass(case, name, what).seconds)
-        row: Data = {"case": case.name, "steps": case.shape[0], "scaled": case not in measured}
+        row: Data = {"case": case.name, "steps": case.shape[0], "scaled": is_scaled}
         for what in passes:
             row[what] = {name: statistics.median(times[what, name]) for name in NAMES}
         rows.append(row)

@@ -14,10 +14,10 @@ import pytest
 
 from experiments import bench
 from experiments.__main__ import main
-from experiments.bench import cases, choices, findings, library, many_networks, peers
+from experiments.bench import cases, choices, findings, library, many_networks, peers, scaling
 from experiments.bench.cases import Case, compare, count_flops, make_workload, solve
 from experiments.bench.choices import force_strategy, measure_strategies
-from experiments.bench.entrants import Entrant, Unavailable, interleave
+from experiments.bench.entrants import Entrant, Program, Unavailable, interleave
 from experiments.bench.scaling import measure_lengths
 from jaxrnn._products import column_product
 from tests.support.peers import require_peer
@@ -430,3 +430,19 @@ def test_a_training_step_is_adam_s_first():
     moved = jax.tree.map(lambda new, old: np.abs(new - old).max(), stepped, workload.params)
     rates = [float(move) / cases.LEARNING_RATE for move in jax.tree.leaves(moved)]
     np.testing.assert_allclose(rates, 1, rtol=0.01)  # Adam's first step
+
+
+def test_a_length_is_told_from_a_shape_that_equals_it(monkeypatch):
+    names = []
+
+    def compile_nothing(case, name, what):
+        names.append((what, name))
+        return Program(None, float(len(names)), 0)
+
+    monkeypatch.setattr(scaling, "compile_pass", compile_nothing)
+    rows = scaling.measure_compiling([Case("shape", (10, 32, 8, 32))], [10], 1)
+    assert [row["scaled"] for row in rows] == [False, True]
+    assert rows[0]["gradient"] == {"jaxrnn": 1.0, "plain scan": 2.0}
+    assert rows[0]["train"] == {"jaxrnn": 3.0, "plain scan": 4.0}
+    assert rows[1]["gradient"] == {"jaxrnn": 5.0, "plain scan": 6.0}
+    assert "train" not in rows[1]
