@@ -23,7 +23,7 @@ from tests.support.processes import run_alone
 
 pytestmark = pytest.mark.every_version
 
-T, B, D, H = 6, 4, 3, 5
+T, B, D, H = 6, 4, 3, 8  # units that the forward scan holds as rows of the whole batch
 WHOLE, SPLIT = P(), P(None, "data")
 AUTO, EXPLICIT = AxisType.Auto, AxisType.Explicit
 
@@ -230,7 +230,21 @@ def shard_hidden_units(way):
                 jaxrnn.unroll(rows, None, xs)
 
 
-TASKS = [compare_unrolls, compare_training, compare_diagnostics]
+def split_second_batch_axis(way):
+    """Of states [A, B, H] whose second axis is split no rows can be made."""
+    key = jax.random.key(5)
+    params, xs = draw_rnn(key, D, H), jax.random.normal(key, (T, 3, B, D))
+
+    def run(params, xs):
+        hs, pull = jax.vjp(lambda *a: jaxrnn.unroll(a[0], None, a[1])[1], params, xs)
+        return hs, *pull(jnp.cos(hs))
+
+    split = P(None, None, "data")
+    got = WAYS[way](run, (WHOLE, split), (split, WHOLE, split))(params, xs)
+    assert_close(got, jax.jit(run)(params, xs), length=3 * T * B * H, what=way)
+
+
+TASKS = [compare_unrolls, compare_training, compare_diagnostics, split_second_batch_axis]
 EXPLICIT_ALONE = [compare_dropout, shard_hidden_units]
 CASES = [(task, way) for task in TASKS for way in WAYS]
 CASES += [(task, "explicit mesh") for task in EXPLICIT_ALONE]

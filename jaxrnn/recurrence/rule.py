@@ -28,7 +28,7 @@ from jaxrnn.recurrence.parallel import (
     make_setting,
     recur_side_by_side,
 )
-from jaxrnn.recurrence.plan import Plan, make_plan, make_products, make_push
+from jaxrnn.recurrence.plan import Plan, make_plan, make_products, make_push, tile_units
 from jaxrnn.recurrence.reference import Steps, prepare_unroll, restart, where_unmasked, zero_masked
 from jaxrnn.recurrence.tangents import (
     SLOPES,
@@ -161,7 +161,12 @@ def recur(
     outputs of f [T, *B, H] if they are not the states and f' is a function of them).
 
     The initial state is ``cell.h0`` [*B, H], and the resets are those of `find_restarts`."""
-    prepare, combine = make_products(setting.plan.strategy, cell)
+    plan, shape, num_steps = setting.plan, h0.shape, steps.xs.shape[0]
+    # What is not known to be elementwise may depend on the unit, and be given states [*B, H] alone.
+    row = h0.size if plan.flat and setting.activation in SLOPES else None
+    held = shape if row is None else (row,)
+    prepare, combine = make_products(plan.strategy, cell, row)
+    tiled = cell._replace(leak=tile_units(cell.leak, row))
     apart = cell.leak is not None and setting.activation in SLOPES
 
     def run(h: Array, chunk: tuple[Steps, Any]) -> tuple[Array, Any]:
@@ -171,15 +176,18 @@ def recur(
         return lax.scan(body, h, steps, reverse=setting.reverse)
 
     def body(h: Array, now: Steps) -> tuple[Array, Any]:
+        h = h.reshape(shape)
         before = restart(now.resets, cell.h0, h)
         f = setting.activation(combine(now.xs, before))
-        h = where_unmasked(now.mask, move(cell, before, f), h)
+        after = move(tiled, before.reshape(held), f).reshape(shape)
+        h = where_unmasked(now.mask, after, h).reshape(held)
         return h, (h, f.astype(h.dtype) if apart else None)
 
     # Chunks keep in cache what is computed before the scan; without such there is nothing to cut.
-    size = steps.xs.shape[0] if prepare is None else setting.plan.chunk_size
-    h_last, (states, outputs) = scan_chunks(run, h0, steps, size, setting.reverse)
-    return h_last, states, outputs
+    size = num_steps if prepare is None else plan.chunk_size
+    h_last, outs = scan_chunks(run, h0.reshape(held), steps, size, setting.reverse)
+    states, outputs = jax.tree.map(lambda leaf: leaf.reshape(num_steps, *shape), outs)
+    return h_last.reshape(shape), states, outputs
 
 
 def _recur_jvp(setting: Setting, primals: Any, tangents: Any) -> Any:

@@ -53,14 +53,14 @@ def drawn_cases(*choices):
 
 
 @pytest.mark.parametrize(
-    ("name", "kind", "way", "strategy", "masked", "marked", "reverse", "noisy"),
-    drawn_cases(JAX_ACTIVATIONS, KINDS, WAYS, STRATEGIES, *[[False, True]] * 4),
+    ("name", "kind", "way", "strategy", "flat", "masked", "marked", "reverse", "noisy"),
+    drawn_cases(JAX_ACTIVATIONS, KINDS, WAYS, STRATEGIES, *[[False, True]] * 5),
 )
 def test_leaky_units_and_every_gradient_equal_the_oracle(
-    monkeypatch, name, kind, way, strategy, masked, marked, reverse, noisy
+    monkeypatch, name, kind, way, strategy, flat, masked, marked, reverse, noisy
 ):
-    if not noisy:  # which is added before the loop
-        choose_strategy(monkeypatch, strategy)
+    # Noise is added before the loop.
+    choose_strategy(monkeypatch, "before" if noisy else strategy, flat=flat)
     run = with_gradients(bind(way, activation=JAX_ACTIVATIONS[name], reverse=reverse))
     for seed in range(4):
         inputs, (mask, resets), cotangents = draw(seed, kind)

@@ -48,7 +48,9 @@ def bind(unroll, setting, **options):
 def strategy(request, monkeypatch):
     """Two strategies whose programs differ most."""
     setting = request.getfixturevalue("setting") if "setting" in request.fixturenames else None
-    choose_strategy(monkeypatch, "columns" if setting == MASKED else "joined")
+    choose_strategy(
+        monkeypatch, "columns" if setting == MASKED else "joined", flat=setting == MASKED
+    )
 
 
 # Derivatives and maps: each equals that of the plain scan

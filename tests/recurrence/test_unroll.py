@@ -11,6 +11,7 @@ from jax.test_util import check_grads
 import jaxrnn
 from jaxrnn.matrices import LowRank
 from jaxrnn.params import Cell
+from jaxrnn.recurrence import plan
 from jaxrnn.recurrence.plan import Plan, make_plan
 from tests.support import oracle
 from tests.support.checks import (
@@ -29,9 +30,10 @@ T, B, D, H = 11, 3, 2, 4
 DRAWS = 4
 CHUNKS = itertools.cycle([None, 1, 3, T, 16])
 STRATEGIES = ["before", "columns", "inside", "joined"]
-NAMES = itertools.cycle(STRATEGIES)  # four, beside five chunks
+NAMES = itertools.cycle(STRATEGIES)  # four, beside five chunks and seven of the next
+FLAT = itertools.cycle([True, False, True, True, False, False, True])
 CASES = [
-    (name, masked, marked, reverse, next(CHUNKS), remat, next(NAMES))
+    (name, masked, marked, reverse, next(CHUNKS), remat, next(NAMES), next(FLAT))
     for position, (remat, (name, masked, marked, reverse)) in enumerate(
         zip(
             itertools.cycle([False, False, True]),
@@ -73,12 +75,12 @@ def both(function, **options):
 
 
 @pytest.mark.parametrize(
-    ("name", "masked", "marked", "reverse", "chunk_size", "remat", "strategy"), CASES
+    ("name", "masked", "marked", "reverse", "chunk_size", "remat", "strategy", "flat"), CASES
 )
 def test_unroll_and_every_gradient_equal_the_oracle(
-    key, monkeypatch, name, masked, marked, reverse, chunk_size, remat, strategy
+    key, monkeypatch, name, masked, marked, reverse, chunk_size, remat, strategy, flat
 ):
-    choose_strategy(monkeypatch, strategy)
+    choose_strategy(monkeypatch, strategy, flat=flat)
     activation = JAX_ACTIVATIONS[name]
     run = both(
         jaxrnn.unroll, activation=activation, reverse=reverse, chunk_size=chunk_size, remat=remat
@@ -160,7 +162,7 @@ def test_a_deep_network_and_its_gradients_equal_the_oracle(key, depth, direction
 def test_gradients_of_second_order_pass_check_grads_in_both_modes(
     key, monkeypatch, name, chunk_size, strategy, reverse
 ):
-    choose_strategy(monkeypatch, strategy)
+    choose_strategy(monkeypatch, strategy, flat=not reverse)
     arguments, mask, resets, _ = draw(key, batch=(2,), steps=5)
 
     def run(params, h0, xs):
@@ -274,41 +276,70 @@ def test_the_chunks_chosen_by_default_change_nothing_but_rounding(key, shape):
 
 
 @pytest.mark.parametrize(
-    ("batch", "inputs", "units", "strategy"),
+    ("batch", "inputs", "units", "strategy", "flat"),
     [
-        ((64,), 256, 256, "before"),
-        ((32,), 64, 32, "before"),
-        ((), 8, 64, "before"),
-        ((), 8, 128, "before"),
-        ((8,), 8, 128, "before"),
-        ((128,), 128, 128, "before"),
-        ((64,), 8, 32, "inside"),
-        ((1024,), 8, 32, "inside"),
-        ((), 8, 16, "joined"),
-        ((32,), 8, 32, "joined"),
-        ((8,), 64, 64, "joined"),
-        ((128,), 1, 128, "joined"),
-        ((64,), 64, 256, "joined"),
-        ((64,), 128, 256, "before"),
-        ((32,), 64, 64, "before"),
-        ((32,), 512, 512, "before"),
-        ((16,), 512, 512, "columns"),
-        ((8,), 8, 256, "columns"),
-        ((), 8, 2048, "columns"),
+        ((32,), 8, 32, "joined", True),
+        ((1024,), 8, 32, "joined", True),
+        ((2, 3), 8, 8, "joined", True),
+        ((8,), 64, 64, "joined", True),
+        ((32,), 64, 32, "before", True),
+        ((32,), 8, 50, "joined", False),
+        ((8,), 8, 128, "joined", False),
+        ((128,), 128, 128, "before", False),
+        ((64,), 64, 256, "joined", False),
+        ((64,), 128, 256, "before", False),
+        ((2,), 8, 256, "joined", False),
+        ((8,), 8, 256, "columns", False),
+        ((2,), 8, 512, "before", False),
+        ((16,), 512, 512, "columns", False),
+        ((32,), 512, 512, "before", False),
+        ((), 8, 50, "columns", False),
+        ((), 64, 50, "columns", False),
+        ((), 64, 32, "before", False),
+        ((), 8, 130, "before", False),
+        ((), 8, 2048, "columns", False),
     ],
 )
 def test_the_plan_has_one_strategy_per_shape_on_a_cpu_and_before_elsewhere(
-    monkeypatch, batch, inputs, units, strategy
+    monkeypatch, batch, inputs, units, strategy, flat
 ):
-    h0 = jax.ShapeDtypeStruct((*batch, units), jnp.float32)
-    w_ih, w_hh, noise = np.zeros((units, inputs)), np.zeros((units, units)), np.zeros(())
-    cell = Cell(w_ih, w_hh, None, None, None, None)
-    assert make_plan(cell, h0, 10) == Plan(strategy, 10)
-    assert make_plan(cell._replace(noise=noise), h0, 10) == Plan("before", 10)
-    thin = LowRank(w_hh[:, :1], w_hh[:, :1])
-    assert make_plan(cell._replace(w_hh=thin), h0, 10) == Plan("before", 10)
+    h0, cell = jnp.zeros((*batch, units)), zero_cell(inputs, units)
+    assert make_plan(cell, h0, 10) == Plan(strategy, 10, flat)
+    noise = np.zeros(())
+    assert make_plan(cell._replace(noise=noise), h0, 10) == Plan("before", 10, flat)
+    thin = LowRank(np.zeros((units, 1)), np.zeros((units, 1)))
+    assert make_plan(cell._replace(w_hh=thin), h0, 10) == Plan("before", 10, flat)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert make_plan(cell, h0, 10) == Plan("before", 10)
+
+
+@pytest.mark.parametrize(("units", "older"), [(16, "joined"), (32, "joined"), (64, "before")])
+def test_one_sequence_has_another_strategy_before_jax_0_12(monkeypatch, units, older):
+    for two_are_fast, strategy in [(True, "inside"), (False, older)]:
+        monkeypatch.setattr(plan, "_TWO_PRODUCTS_ARE_FAST", two_are_fast)
+        assert make_plan(zero_cell(8, units), jnp.zeros(units), 10) == Plan(strategy, 10)
+
+
+def test_an_activation_may_depend_on_the_unit(key):
+    units = 8
+    gains = np.linspace(0.1, 1, units)
+
+    def scaled(a):
+        return jnp.broadcast_to(gains, a.shape) * jnp.tanh(a)
+
+    params = draw_rnn(key, D, units)
+    h0, xs = jax.random.normal(key, (B, units)), jax.random.normal(key, (T, B, D))
+    assert make_plan(zero_cell(D, units), h0, T).flat
+    cotangents = random_like(key, (h0, jnp.zeros((T, B, units))))
+    got, expected = (
+        both(unroll, activation=scaled)((params, h0, xs), None, None, cotangents)
+        for unroll in (jaxrnn.unroll, jaxrnn.unroll_plain)
+    )
+    assert_close(got, expected, length=T * B * units)
+
+
+def zero_cell(inputs, units):
+    return Cell(np.zeros((units, inputs)), np.zeros((units, units)), None, None, None, None)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -316,7 +347,7 @@ def test_the_plan_has_one_strategy_per_shape_on_a_cpu_and_before_elsewhere(
 def test_the_dtype_is_kept_and_low_precision_is_as_good_as_its_states(
     key, monkeypatch, dtype, strategy
 ):
-    choose_strategy(monkeypatch, strategy)
+    choose_strategy(monkeypatch, strategy, flat=strategy in ("before", "joined"))
     arguments, mask, resets, cotangents = draw(key, dtype=jnp.float64)
     arguments, cotangents = jax.tree.map(lambda a: a.astype(dtype), (arguments, cotangents))
     got = both(jaxrnn.unroll, chunk_size=4)(arguments, mask, resets, cotangents)

@@ -93,10 +93,11 @@ def draw_marks(key, shape):
     return mask, jax.random.bernoulli(key_resets, 0.25, shape)
 
 
-def choose_strategy(monkeypatch, strategy):
-    """Have `unroll` multiply by this strategy, in the chunks of its own plan."""
+def choose_strategy(monkeypatch, strategy, *, flat):
+    """Have `unroll` multiply by this strategy, on rows of states or not, in the chunks of its own
+    plan."""
 
     def plan(*arguments):
-        return make_plan(*arguments)._replace(strategy=strategy)
+        return make_plan(*arguments)._replace(strategy=strategy, flat=flat)
 
     monkeypatch.setattr(rule, "make_plan", plan)
