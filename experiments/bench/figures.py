@@ -8,7 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from experiments.bench.findings import ALL, LOOP, OURS, PLAIN, times_of
-from experiments.bench.tables import CONTENDERS, TITLES, list_passes
+from experiments.bench.tables import TITLES, list_passes
+from experiments.bench.whole_loops import MAPPED
 from experiments.shared.figures import BLACK, BLUE, GREY, SKY, VERMILION, saved_figure, say
 from experiments.shared.findings import Data
 
@@ -22,6 +23,7 @@ _MARKS = {
     "torch": ("X", VERMILION),
     "onnxruntime": ("P", SKY),
     LOOP: ("p", BLACK),
+    MAPPED: ("h", VERMILION),
 }
 _TICKS = (0.1, 0.3, 0.5, 1, 2, 3, 5, 10, 30, 100, 300)
 
@@ -30,8 +32,10 @@ def plot(data: Data, folder: Path) -> None:
     """Draw bench.png: every contender's time over that of the library, one panel per pass."""
     rows = [row for row in data["rows"] if "milliseconds" in row]
     passes = list_passes(rows)
+    if "train" in passes:
+        rows += _list_loops(data["loops"])
     cases = list(dict.fromkeys(row["case"] for row in rows))
-    names = [name for name in CONTENDERS if any(row["contender"] == name for row in rows)]
+    names = [name for name in _MARKS if any(row["contender"] == name for row in rows)]
     with saved_figure(folder / "bench.png", (8.0, 2.0 + 0.46 * len(cases))) as figure:
         panels = figure.subplots(1, len(passes), sharey=True, squeeze=False)[0]
         for axes, what in zip(panels, passes, strict=True):
@@ -49,13 +53,28 @@ def plot(data: Data, folder: Path) -> None:
             handles,
             labels,
             loc="outside lower center",
-            ncols=8,
+            ncols=5,
             columnspacing=1.0,
             handletextpad=0.1,
         )
         label = f"time over that of jaxrnn on one device\n{_describe_run(data)}"
         panels[(len(panels) - 1) // 2].set_xlabel(label)  # the legend stands where details do
         say(figure, _summarise(rows))
+
+
+def _list_loops(loops: Data) -> list[Data]:
+    """The time of a training step within whole loops, if others took part in them."""
+    shape = ",".join(map(str, loops["shape"]))
+    times = {
+        f"fit {shape}": loops["microseconds"],
+        f"sweep of {loops['networks']:,}": loops["swept_microseconds"],
+    }
+    return [
+        {"kind": "loop", "case": case, "pass": "train", "contender": name, "milliseconds": time}
+        for case, by_name in times.items()
+        if len(by_name) > 1
+        for name, time in by_name.items()
+    ]
 
 
 def _draw_panel(axes: Axes, rows: list[Data], cases: list[str], names: list[str]) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from experiments.bench import depths, torch_loops, weak_scaling, whole_loops
 from experiments.bench.depths import NAMES, PLAIN, REPEATED, STACKED, judge_depths
+from experiments.bench.figures import _list_loops
 from experiments.bench.weak_scaling import count_exchanged, judge_weak_scaling
 from experiments.bench.whole_loops import FLAX, MAPPED, OURS, TORCH, judge_loops
 from jaxrnn import repeated, vanilla_rnn
@@ -76,6 +77,15 @@ def test_without_another_framework_loops_are_not_measured():
     alone = loops_of(1.0, 1.5, 5.0)
     alone |= {"losses": {OURS: 1.0}, "microseconds": {OURS: 1.0}, "swept_microseconds": {OURS: 1.0}}
     assert {finding.verdict for finding in judge_loops(alone)} == {"not measured"}
+
+
+def test_the_figure_has_a_row_for_each_loop_in_which_others_took_part():
+    loops = loops_of(1.0, 2.0, 3.0)
+    rows = [(row["case"], row["contender"], row["milliseconds"]) for row in _list_loops(loops)]
+    fit = [("fit 12,64,2,8", *pair) for pair in ((OURS, 1.0), (FLAX, 2.0), (TORCH, 3.0))]
+    assert rows == [*fit, *(("sweep of 2", *pair) for pair in loops["swept_microseconds"].items())]
+    alone = {**loops, "microseconds": {OURS: 1.0}, "swept_microseconds": {OURS: 1.0}}
+    assert _list_loops(alone) == []
 
 
 def test_all_forms_of_a_deep_network_have_the_same_loss():
