@@ -113,7 +113,7 @@ def test_the_recipe_as_printed_gives_the_outputs_of_the_network_in_a_process_wit
 )
 def test_unroll_exported_with_symbolic_sizes_a_mask_and_resets_gives_the_same(shape, options, key):
     reverse = shape == "t, b, 3"
-    rnn = vanilla_rnn(3, 6, **options)
+    rnn = vanilla_rnn(3, 8, **options)  # units whose states are rows, of symbolic length
     params = random_like(key, rnn.init(key))
 
     @jax.jit
