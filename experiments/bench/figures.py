@@ -69,11 +69,12 @@ def _list_loops(loops: Data) -> list[Data]:
         f"fit {shape}": loops["microseconds"],
         f"sweep of {loops['networks']:,}": loops["swept_microseconds"],
     }
+    row = {"kind": "loop", "pass": "train"}
     return [
-        {"kind": "loop", "case": case, "pass": "train", "contender": name, "milliseconds": time}
+        {**row, "case": case, "contender": name, "milliseconds": microseconds / 1e3}
         for case, by_name in times.items()
         if len(by_name) > 1
-        for name, time in by_name.items()
+        for name, microseconds in by_name.items()
     ]
 
 

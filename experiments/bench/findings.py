@@ -10,6 +10,7 @@ import numpy as np
 from experiments.shared.findings import Data, Finding
 
 OURS, ALL, PLAIN, LOOP = "jaxrnn", "jaxrnn, all devices", "plain scan", "jaxrnn, loop"
+_JAX_PEERS = ("flax", "haiku", "Keras")
 _LAYERS = ("shape", "deep", "ragged")
 _LARGE = ((256, 64, 128, 256), (512, 32, 512, 512))
 _INSTALL = "pip install -e '.[peers]'"
@@ -33,7 +34,7 @@ def judge(data: Data) -> list[Finding]:
     return [
         _judge_agreement(rows),
         _judge_torch(rows),
-        *(_judge_peer(rows, name) for name in ("flax", "haiku", "Keras")),
+        *(_judge_peer(rows, name) for name in _JAX_PEERS),
         _judge_forward(rows),
         _judge_gradient(rows),
         _judge_all_devices(rows, data["devices"]),
@@ -110,7 +111,7 @@ def _judge_forward(rows: list[Data]) -> Finding:
         "torch and onnxruntime take twice as long at every shape"
     )
     fastest: dict[str, float] = {}
-    for peer in ("flax", "haiku", "Keras"):
+    for peer in _JAX_PEERS:
         for case, ratio in _ratios(rows, "forward", peer, kinds=_LAYERS).items():
             fastest[case] = min(ratio, fastest.get(case, np.inf))
     if not fastest:

@@ -348,6 +348,19 @@ def test_one_slow_shape_refutes_a_claim_and_another_framework_s_error_does_not_f
     assert not any(finding.required for finding in findings.judge(make_data(rows)))
 
 
+@pytest.mark.parametrize(
+    ("peers", "verdict"),
+    [
+        ({"flax": 1.3, "haiku": 1.16, "torch": 2.1, "onnxruntime": 2.1}, "holds"),
+        ({"flax": 1.3, "haiku": 1.14, "torch": 2.1, "onnxruntime": 2.1}, "REFUTED"),
+        ({"flax": 1.3, "haiku": 1.16, "torch": 1.9, "onnxruntime": 2.1}, "REFUTED"),
+        ({"flax": 1.3, "haiku": 1.16, "torch": 2.1, "onnxruntime": 1.9}, "REFUTED"),
+    ],
+)
+def test_forward_is_judged_by_the_fastest_jax_peer_and_by_each_of_the_others(peers, verdict):
+    assert judge(make_data(make_rows({"jaxrnn": 1.0, **peers}, "forward")))["forward"] == [verdict]
+
+
 def test_a_claim_that_was_not_timed_is_not_measured_and_says_why():
     rows = make_rows({"jaxrnn": 1.0})
     absent = make_rows({"torch": 1.0, "flax": 1.0}, status="not installed")

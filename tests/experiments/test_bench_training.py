@@ -80,10 +80,12 @@ def test_without_another_framework_loops_are_not_measured():
 
 
 def test_the_figure_has_a_row_for_each_loop_in_which_others_took_part():
-    loops = loops_of(1.0, 2.0, 3.0)
+    loops = loops_of(1.0, 2.0, 3.0)  # microseconds
     rows = [(row["case"], row["contender"], row["milliseconds"]) for row in _list_loops(loops)]
-    fit = [("fit 12,64,2,8", *pair) for pair in ((OURS, 1.0), (FLAX, 2.0), (TORCH, 3.0))]
-    assert rows == [*fit, *(("sweep of 2", *pair) for pair in loops["swept_microseconds"].items())]
+    assert rows == [
+        *(("fit 12,64,2,8", *pair) for pair in ((OURS, 0.001), (FLAX, 0.002), (TORCH, 0.003))),
+        *(("sweep of 2", *pair) for pair in ((OURS, 0.001), (TORCH, 0.002), (MAPPED, 0.0015))),
+    ]
     alone = {**loops, "microseconds": {OURS: 1.0}, "swept_microseconds": {OURS: 1.0}}
     assert _list_loops(alone) == []
 
